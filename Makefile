@@ -1,0 +1,59 @@
+# Every target sets up what it needs: on a fresh machine only Python (3.11 or newer) is required.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint types unit format experts eval rooms bench lock clean
+
+help:
+	@echo "make demo      build the sample bundle, run it on sample rooms, draw the predictions"
+	@echo "make test      lint, types and tests"
+	@echo "make experts   train the real NYUv2 experts (DATA=folder; about an hour on 2 cores)"
+	@echo "make eval      measure the NYUv2 recipe on its test split (DATA=folder)"
+	@echo "make rooms     train the sample's encoder and experts again (about an hour on 2 cores)"
+	@echo "make lock      pin and hash the dependencies again"
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python samples/rooms/demo.py
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+experts: $(STAMP)
+	$(BIN)/simo-train --recipe nyuv2-vit-tiny.yaml --task all $(if $(DATA),--data $(DATA))
+
+eval: $(STAMP)
+	$(BIN)/simo-eval --recipe nyuv2-vit-tiny.yaml --split test $(if $(DATA),--data $(DATA)) --json benchmarks/results/nyuv2-vit-tiny.json
+
+rooms: $(STAMP)
+	$(BIN)/python samples/rooms/train.py
+
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet uv
+	$(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements/dev.lock requirements/dev.in
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""Measure what one shared encoder with many heads gains over one model per task."""

@@ -1,0 +1,1 @@
+"""From PyTorch modules to a bundle: fold, export to ONNX, check against PyTorch, write."""

@@ -1,0 +1,1 @@
+"""From a recipe to a bundle: experts, merging, re-alignment, export.  Needs torch."""

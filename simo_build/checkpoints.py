@@ -1,0 +1,184 @@
+"""Weights on disk: read what others wrote, write our own, and refuse what does not fit.
+
+An expert is a safetensors file with the tensors `encoder.<timm name>` and `head.<name>` and one
+metadata entry `simo`, JSON: what the encoder is, the hash of the base it was tuned from, and the
+task. Nothing is ever unpickled: a `.pt` file is read with weights_only=True or not at all.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from simo_build.encoder import Encoder, adapt, randomise
+from simo_build.recipe import LoadedRecipe, Recipe
+from simo_build.statedict import StateDict, part, prefixed, state_hash
+from simo_runtime.errors import CheckpointError, listing
+
+FORMAT = "simo.expert/1"
+METADATA = "simo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    """One fine-tuned model: an encoder, a head, and where they come from."""
+
+    task: str
+    encoder: StateDict
+    head: StateDict
+    about: Mapping[str, Any]  # the metadata
+    source: str  # its file, as shown to people
+    hash: str  # of all its weights
+
+
+def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Read a safetensors file, or a `.pt` file of plain tensors; give tensors and metadata."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix in {".pt", ".pth", ".bin"}:
+        return _read_pickle(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> StateDict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: cannot be read as plain tensors, and nothing else is unpickled: {reason}"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path}: not a dictionary of tensors")
+    return dict(state)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, partial, metadata=dict(metadata))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_base(loaded: LoadedRecipe, encoder: Encoder) -> str:
+    """Give the encoder the base's weights; returns their hash.
+
+    The base is a file of ours, of timm's or of DINOv2's, or `random(seed)`.
+    """
+    seed = loaded.recipe.random_seed
+    if seed is not None:
+        randomise(encoder, seed)
+        return state_hash(encoder.weights())
+    path = loaded.locate(loaded.recipe.base)
+    tensors, metadata = read_tensors(path)
+    if METADATA in metadata:
+        tensors = claim(tensors, source=path)["encoder."]
+    state = adapt({name: t.float() for name, t in tensors.items()}, encoder, source=str(path))
+    encoder.load(state, source=str(path))
+    return state_hash(encoder.weights())
+
+
+def claim(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, StateDict]:
+    """Split tensors into `encoder.` and `head.`; every other name is refused."""
+    foreign = [name for name in sorted(tensors) if not name.startswith(("encoder.", "head."))]
+    if foreign:
+        raise CheckpointError(
+            f"{source}: {len(foreign)} tensors are neither `encoder.` nor `head.`\n"
+            f"{listing(foreign)}"
+        )
+    return {prefix: part(tensors, prefix) for prefix in ("encoder.", "head.")}
+
+
+def description(recipe: Recipe, task: str, base_hash: str) -> dict[str, Any]:
+    """Say what an expert of this recipe is: what must be equal for it to fit."""
+    return {
+        "format": FORMAT,
+        "base_hash": base_hash,
+        "encoder": recipe.encoder.model_dump(mode="json"),
+        "image": recipe.image.model_dump(mode="json"),
+        "head": recipe.tasks[task].head,
+        "task": json.loads(json.dumps(asdict(recipe.specs()[task]))),
+    }
+
+
+def write_expert(
+    path: Path,
+    *,
+    encoder: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    half: bool = False,
+) -> None:
+    """Write an expert; `half` stores float16, for experts that must be small."""
+    tensors = prefixed(encoder, "encoder.") | prefixed(head, "head.")
+    if half:
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+    write_tensors(path, tensors, {METADATA: json.dumps(about, sort_keys=True)})
+
+
+def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
+    """Read an expert and compare what it says of itself with what the recipe needs (`like`)."""
+    tensors, metadata = read_tensors(path)
+    try:
+        about = json.loads(metadata[METADATA])
+        name = about["task"]["name"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not an expert, its metadata has no `{METADATA}` entry that can be read. "
+            "simo-train writes experts."
+        ) from error
+    differences = list(_differences(about, like))
+    if differences:
+        raise CheckpointError(
+            f"{path}: the expert does not fit the recipe\n{listing(differences)}\n"
+            "All experts of a recipe must be fine-tuned from its `base`, with its `encoder`, "
+            "`image` and task."
+        )
+    parts = claim(tensors, source=path)
+    return Expert(
+        task=name,
+        encoder={n: t.float() for n, t in parts["encoder."].items()},
+        head={n: t.float() for n, t in parts["head."].items()},
+        about=about,
+        source=str(path),
+        hash=state_hash(tensors),
+    )
+
+
+def _differences(about: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
+    """Name the keys whose values differ, one level deep."""
+    lines = []
+    for key, wanted in like.items():
+        found = about.get(key)
+        if found == wanted:
+            continue
+        if isinstance(found, dict) and isinstance(wanted, dict):
+            lines += [
+                f"{key}.{inner}: {found.get(inner)} here, {wanted[inner]} in the recipe"
+                for inner in wanted
+                if found.get(inner) != wanted[inner]
+            ]
+        else:
+            lines.append(f"{key}: {found} here, {wanted} in the recipe")
+    return lines

@@ -1,0 +1,146 @@
+"""The commands of the build side: simo-build, simo-train and simo-eval.
+
+Heavy imports wait until a command runs, so that `--help` is instant.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+from simo_runtime.errors import SimoError
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+recipe_option = click.option(
+    "--recipe", required=True, help="A recipe file, or the name of one that ships."
+)
+data_option = click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="SIMO_DATA",
+    show_envvar=True,
+    help="What $DATA stands for in the recipe.",
+)
+experts_option = click.option(
+    "--experts",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("experts"),
+    show_default=True,
+    help="Where trained experts are kept.",
+)
+
+
+def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Turn errors that people can fix into one message and exit code 1, never a traceback."""
+
+    @wraps(command)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except SimoError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:  # a full disk, a folder without permission
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"this command needs {error.name}: pip install 'simo-runtime[build]'"
+            ) from error
+
+    return run
+
+
+@click.command()
+@recipe_option
+@click.option("--task", required=True, help="The task to train, or `all`.")
+@data_option
+@experts_option
+@polite
+def train_command(recipe: str, task: str, data: Path | None, experts: Path) -> None:
+    """Train the experts of a recipe: the head on the frozen encoder, then both.
+
+    An expert that was trained with the same settings before is kept. Prints one file a line.
+    """
+    from simo_build.progress import Bars
+    from simo_build.recipe import load_recipe
+    from simo_build.train import train_expert
+
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    for name in loaded.recipe.tasks if task == "all" else [task]:
+        click.echo(train_expert(loaded, name, Bars()))
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
+)
+@data_option
+@experts_option
+@polite
+def build_command(recipe: str, out: Path | None, data: Path | None, experts: Path) -> None:
+    """Build a bundle: merge the experts of a recipe, re-align, fold, export and check.
+
+    Finished stages are kept beside the bundle and skipped the next time. Prints the bundle's path.
+    """
+    from simo_build.build import build
+    from simo_build.progress import Bars
+    from simo_build.recipe import load_recipe
+
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    bundle = build(loaded, out or Path("bundles") / loaded.recipe.name, progress=Bars())
+    click.echo(bundle.root)
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "--split",
+    type=click.Choice(["select", "test"]),
+    default="select",
+    show_default=True,
+    help="Choose on `select`; measure `test` once nothing will be chosen any more.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the table, with hashes and versions, to this file.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
+)
+@data_option
+@experts_option
+@polite
+def eval_command(
+    recipe: str,
+    split: str,
+    json_file: Path | None,
+    out: Path | None,
+    data: Path | None,
+    experts: Path,
+) -> None:
+    """Measure a recipe, stage by stage, against its experts; the bundle runs in ONNX Runtime.
+
+    Builds the bundle first if it is not there.
+    """
+    from simo_build.progress import Bars
+    from simo_build.recipe import load_recipe
+    from simo_build.report import study, table, write_json
+
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    found = study(loaded, out or Path("bundles") / loaded.recipe.name, split, progress=Bars())
+    click.echo(table(found))
+    if json_file is not None:
+        write_json(found, json_file)

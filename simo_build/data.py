@@ -1,0 +1,192 @@
+"""Labelled images: DATASETS holds one reader per format; `load_split` reads a split into memory.
+
+The `folder` format, RGB and truth aligned pixel by pixel, file names shared by all folders:
+
+    meta.json      {"splits": {"train": [3, 4, ...], ...}, and tables such as "to13": [11, 4, ...]}
+    rgb/NNNN.jpg   or .png, uint8 RGB
+    <folder>/NNNN.png, by the kind of the task
+        segmentation   uint8 class index, 255 = ignore
+        depth          uint16 millimetres, 0 = invalid
+        normals        uint8 RGB e, n = e / 127.5 - 1, (0, 0, 0) = invalid;
+                       x right, y down, z forward
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_build.progress import Progress
+from simo_build.recipe import LoadedRecipe, TaskPart, digest
+from simo_runtime.errors import DataError, unknown
+from simo_runtime.image import Placement, read_image
+from simo_runtime.metrics import IGNORE, unit
+
+Array = NDArray[Any]
+
+
+class Dataset(Protocol):
+    """A format of labelled images."""
+
+    def ids(self, split: str) -> Sequence[str]: ...
+
+    def image(self, name: str) -> NDArray[np.uint8]: ...
+
+    def truth(self, name: str, task: TaskPart) -> Array: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class FolderDataset:
+    """The `folder` format of the module's docstring."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        path = root / "meta.json"
+        if not path.is_file():
+            raise DataError(f"{root}: not a folder data set, there is no meta.json in it")
+        try:
+            self.meta: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+        if not isinstance(self.meta, dict) or not isinstance(self.meta.get("splits"), dict):
+            raise DataError(f'{path}: it must hold {{"splits": {{name: [file numbers]}}}}')
+
+    def ids(self, split: str) -> list[str]:
+        splits = self.meta["splits"]
+        if split not in splits:
+            raise unknown(f"split of {self.root}", split, splits)
+        names = [name if isinstance(name, str) else f"{name:04d}" for name in splits[split]]
+        if not names:
+            raise DataError(f"{self.root}: the split {split!r} is empty")
+        return names
+
+    def image(self, name: str) -> NDArray[np.uint8]:
+        paths = [self.root / "rgb" / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+        return read_image(next((path for path in paths if path.is_file()), paths[0]))
+
+    def truth(self, name: str, task: TaskPart) -> Array:
+        assert task.target is not None  # the recipe was checked for it
+        path = self.root / task.target.folder / f"{name}.png"
+        raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+        if raw is None:
+            raise DataError(f"{path}: missing, or not a PNG file that can be read")
+        return DECODERS[task.kind](self, path, raw, task)
+
+    def fingerprint(self) -> str:
+        return digest({"meta": self.meta})
+
+    def table(self, name: str) -> NDArray[np.uint8]:
+        """Give the table (256,) from stored classes to the recipe's; 255 stays 255."""
+        if name not in self.meta:
+            raise unknown(f"table of {self.root / 'meta.json'}", name, self.meta)
+        table = np.full(256, IGNORE, np.uint8)
+        table[: len(self.meta[name])] = self.meta[name]
+        return table
+
+
+def _labels(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    if raw.dtype != np.uint8 or raw.ndim != 2:
+        raise DataError(f"{path}: {raw.dtype} {raw.shape}; labels are uint8 (height, width)")
+    assert task.target is not None
+    labels = data.table(task.target.map)[raw] if task.target.map else raw
+    worst = int(labels[labels != IGNORE].max(initial=0))
+    if worst >= len(task.labels):
+        raise DataError(f"{path}: class {worst}, but the recipe has {len(task.labels)} labels")
+    return labels
+
+
+def _depth(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    if raw.dtype != np.uint16 or raw.ndim != 2:
+        raise DataError(f"{path}: {raw.dtype} {raw.shape}; depth is uint16 (height, width), mm")
+    return np.asarray(raw.astype(np.float32) / 1000.0)
+
+
+def _normals(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    if raw.dtype != np.uint8 or raw.ndim != 3:
+        raise DataError(f"{path}: {raw.dtype} {raw.shape}; normals are uint8 (height, width, 3)")
+    encoded = raw[..., ::-1]  # OpenCV reads BGR
+    normals = unit(encoded.astype(np.float32) / 127.5 - 1.0).astype(np.float32)
+    normals[(encoded == 0).all(axis=-1)] = 0.0
+    return normals
+
+
+DECODERS: dict[str, Callable[[FolderDataset, Path, Array, TaskPart], Array]] = {
+    "segmentation": _labels,
+    "depth": _depth,
+    "normals": _normals,
+}
+DATASETS: dict[str, Callable[[Path], Dataset]] = {"folder": FolderDataset}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A split in memory, at the network's size H x W.
+
+    `images` is uint8 (n, H, W, 3) RGB. Truths are uint8 (n, H, W) classes, float32 (n, H, W)
+    metres, and float16 (n, H, W, 3) normals (half the memory, and 0.03 degrees at most).
+    """
+
+    images: NDArray[np.uint8]
+    truths: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def open_dataset(loaded: LoadedRecipe) -> Dataset:
+    """Open the data set of a recipe."""
+    data = loaded.recipe.data
+    if data is None:
+        raise DataError(f"{loaded.shown}: the recipe names no `data`")
+    if data.format not in DATASETS:
+        raise unknown("data format", data.format, DATASETS)
+    root = loaded.locate(data.root)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder (`data.root` of {loaded.shown})")
+    return DATASETS[data.format](root)
+
+
+def load_split(
+    loaded: LoadedRecipe, split: str, *, tasks: Sequence[str], progress: Progress
+) -> Samples:
+    """Read a split by its role (`train`, `realign`, `select`, `test`), truths of `tasks` only."""
+    recipe, dataset = loaded.recipe, open_dataset(loaded)
+    assert recipe.data is not None  # open_dataset has seen to it
+    names = dataset.ids(getattr(recipe.data, split))
+    parts = {task: recipe.tasks[task] for task in tasks}
+    images, truths = [], {task: [] for task in tasks}  # type: ignore[var-annotated]  # lists grow below
+    for name in progress.track(names, f"reading {split}"):
+        image = dataset.image(name)
+        place = Placement(image.shape[:2], recipe.image.size, recipe.image.fit)
+        images.append(place.apply(image, fill=fill_colour(recipe.image.mean)))
+        for task, part in parts.items():
+            truth = dataset.truth(name, part)
+            if truth.shape[:2] != image.shape[:2]:
+                raise DataError(
+                    f"{name}: {task} is {truth.shape[:2]}, its image is {image.shape[:2]}"
+                )
+            truths[task].append(fit_truth(truth, place, part.kind))
+    return Samples(np.stack(images), {task: np.stack(every) for task, every in truths.items()})
+
+
+def fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Give the colour of letterbox bars: the mean, which is zero in normalised space."""
+    red, green, blue = (round(255 * value) for value in mean)
+    return red, green, blue
+
+
+def fit_truth(truth: Array, place: Placement, kind: str) -> Array:
+    """Bring a truth to the network's size by nearest neighbour; bars are invalid."""
+    top, left, high, wide = place.inner
+    empty = IGNORE if kind == "segmentation" else 0
+    dtype = {"segmentation": np.uint8, "normals": np.float16}.get(kind, np.float32)
+    canvas = np.full((*place.target, *truth.shape[2:]), empty, dtype)
+    resized = cv2.resize(truth, (wide, high), interpolation=cv2.INTER_NEAREST_EXACT)
+    canvas[top : top + high, left : left + wide] = resized
+    return canvas

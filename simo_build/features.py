@@ -1,0 +1,39 @@
+"""Features of a frozen encoder, computed once and kept in memory.
+
+Shapes: n images, S tokens, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simo_build.data import Samples
+from simo_build.encoder import Encoder
+from simo_build.progress import Progress
+
+BATCH = 16
+
+
+@torch.inference_mode()
+def compute_features(
+    encoder: Encoder, samples: Samples, *, label: str, progress: Progress
+) -> list[Tensor]:
+    """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap."""
+    encoder.eval()
+    device = encoder.mean.device
+    whole: list[Tensor] = []
+    starts = range(0, len(samples), BATCH)
+    for start in progress.track(starts, f"features of {label}", total=len(starts)):
+        pixels = torch.from_numpy(samples.images[start : start + BATCH]).to(device)
+        taps = encoder(pixels)
+        if not whole:
+            whole = [torch.empty(len(samples), *tap.shape[1:]) for tap in taps]
+        for store, tap in zip(whole, taps, strict=True):
+            store[start : start + len(tap)] = tap.cpu()
+    return whole
+
+
+def take(features: Sequence[Tensor], index: Tensor | slice, device: torch.device) -> list[Tensor]:
+    """Give the taps of some images, on a device."""
+    return [tap[index].to(device) for tap in features]

@@ -1,0 +1,136 @@
+"""Fit weights: AdamW with one cycle of the learning rate, gradients clipped, the best epoch kept.
+
+What is fitted is told by two callables, so that training a head on cached features and training
+a whole expert are the same loop.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from simo_build.progress import Progress
+from simo_build.statedict import StateDict
+from simo_runtime.errors import TrainError
+from simo_runtime.metrics import metric_named
+from simo_runtime.tasks import TaskSpec
+
+
+class Schedule(Protocol):
+    """How long and how fast; a recipe's `train` phases and `realign` steps are such."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+class Limits(Protocol):
+    """What all phases of a training share."""
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def warmup(self) -> float: ...
+
+    @property
+    def clip(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The best epoch of a fit, the metric there, and the metric after every epoch.
+
+    Epoch 0 is the state before training: when no epoch is better, nothing has changed.
+    """
+
+    epoch: int
+    metric: float
+    history: tuple[float, ...]
+
+
+def fit(
+    module: nn.Module,
+    *,
+    spec: TaskSpec,
+    schedule: Schedule,
+    limits: Limits,
+    images: int,
+    generator: torch.Generator,
+    loss_of: Callable[[Tensor], Tensor],
+    measure: Callable[[], float],
+    label: str,
+    progress: Progress,
+) -> Outcome:
+    """Train a module in place and leave it at its best epoch on the select split.
+
+    `loss_of` takes the indices of a batch, `measure` gives the task's metric on the select split.
+    """
+    metric = metric_named(spec.metric)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    steps = schedule.epochs * math.ceil(images / limits.batch)
+    optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, schedule.lr, total_steps=max(steps, 2), pct_start=limits.warmup
+    )
+    module.eval()
+    best, kept, history = 0, snapshot(module), [measure()]
+    for epoch in range(1, schedule.epochs + 1):
+        batches = list(shuffled(images, limits.batch, generator))
+        module.train()
+        for index in progress.track(batches, f"{label}, epoch {epoch}/{schedule.epochs}"):
+            optimiser.zero_grad(set_to_none=True)
+            loss = loss_of(index)
+            refuse_nan(loss, label, epoch, index)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, limits.clip)
+            optimiser.step()
+            cycle.step()
+        module.eval()
+        history.append(measure())
+        if math.isnan(history[best]) or metric.better(history[-1], history[best]):
+            best, kept = epoch, snapshot(module)
+        progress.say(f"{label}: epoch {epoch}/{schedule.epochs}, {spec.metric} {history[-1]:.4f}")
+    module.load_state_dict(kept)
+    return Outcome(epoch=best, metric=history[best], history=tuple(history))
+
+
+def refuse_nan(loss: Tensor, label: str, epoch: int, index: Tensor) -> None:
+    """Stop before a loss that is not a number reaches the weights."""
+    if not torch.isfinite(loss):
+        shown = ", ".join(str(int(i)) for i in index[:8])
+        raise TrainError(
+            f"{label}: the loss is {float(loss)} in epoch {epoch}, on the images {shown} ... "
+            "of the split; a lower learning rate may help"
+        )
+
+
+def shuffled(images: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give the indices of every image once, in random batches."""
+    yield from torch.randperm(images, generator=generator).split(batch)
+
+
+def snapshot(module: nn.Module) -> StateDict:
+    """Copy a module's weights."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def flipped(
+    images: Tensor, truth: Tensor, kind: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mirror half of a batch, (B, H, W, 3), with its truth; a mirrored normal turns in x."""
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    images, truth = images.clone(), truth.clone()
+    images[mirror] = images[mirror].flip(2)
+    truth[mirror] = truth[mirror].flip(2)
+    if kind == "normals":
+        truth[mirror] = truth[mirror] * truth.new_tensor([-1.0, 1.0, 1.0])
+    return images, truth

@@ -1,0 +1,338 @@
+"""A recipe: the YAML file that says what to merge, how, and from what.
+
+Paths in a recipe that start with `$DATA` are taken from the folder given with `--data` or in the
+environment variable SIMO_DATA; any other relative path is relative to the recipe's own folder.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from simo_runtime.errors import RecipeError, SimoError, listing
+from simo_runtime.metrics import metric_named
+from simo_runtime.tasks import TaskSpec, kind_named
+
+DATA_VARIABLE = "SIMO_DATA"
+RANDOM = re.compile(r"random\((\d+)\)")
+RESERVED = {"encoder", "manifest", "joint", "all"}  # file names and words with another meaning
+
+Triple = tuple[float, float, float]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Part(BaseModel):
+    """A part of a recipe: unknown keys are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderPart(Part):
+    """Which vision transformer, and where its features are taken."""
+
+    model: str  # a name that timm knows
+    options: dict[str, Any] = {}  # keyword arguments for timm.create_model
+    taps: tuple[Positive, ...] = (3, 6, 9, 12)  # blocks after which features are taken, from 1
+    norm: bool = False  # whether the encoder's final norm is applied to the taps
+
+    @field_validator("taps")
+    @classmethod
+    def _ascending(cls, taps: tuple[int, ...]) -> tuple[int, ...]:
+        if not taps or list(taps) != sorted(set(taps)):
+            raise ValueError("must be block numbers in ascending order, at least one")
+        return taps
+
+
+class ImagePart(Part):
+    """The network's image, and how a photo becomes it."""
+
+    size: tuple[Positive, Positive]  # height, width in pixels
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    mean: Triple = (0.5, 0.5, 0.5)  # RGB, 0 to 1; the paper's own normalisation is 2x - 1
+    std: Triple = (0.5, 0.5, 0.5)
+
+
+class Target(Part):
+    """Where the truth of a task lies in a folder data set."""
+
+    folder: str
+    map: str | None = None  # a table in meta.json from stored classes to the recipe's
+
+
+class TaskPart(Part):
+    """One task: what it predicts, with which head, from which expert."""
+
+    kind: str
+    head: str = "linear"
+    labels: tuple[str, ...] = ()
+    metric: str = ""
+    target: Target | None = None
+    expert: str | None = None  # a checkpoint; by default the one that simo-train writes
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, name: str) -> str:
+        return _checked(kind_named, name)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> "TaskPart":
+        kind = kind_named(self.kind)
+        if kind.channels is None and not 2 <= len(self.labels) <= 255:
+            raise ValueError(f"kind {self.kind} needs `labels`, 2 to 255 class names")
+        if kind.channels is not None and self.labels:
+            raise ValueError(f"kind {self.kind} has no classes, so `labels` has no meaning")
+        if self.metric:
+            _checked(metric_named, self.metric)
+        if self.metric not in ("", *kind.metrics):
+            raise ValueError(
+                f"metric {self.metric}: kind {self.kind} has {', '.join(kind.metrics)}"
+            )
+        return self
+
+
+class DataPart(Part):
+    """The labelled multi-task images."""
+
+    format: str = "folder"
+    root: str
+    train: str = "train"  # the splits' names in the data set, by what they serve
+    realign: str = "realign"
+    select: str = "select"
+    test: str = "test"
+
+
+class Phase(Part):
+    """How long and how fast something is trained: AdamW with one cycle of the learning rate."""
+
+    epochs: Positive
+    lr: Rate
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class TrainPart(Part):
+    """How experts are trained: the head on a frozen encoder, then both (paper, section 5)."""
+
+    seed: int = 0
+    batch: Positive = 16
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of the steps
+    clip: Annotated[float, Field(gt=0)] = 25.0  # largest norm of the gradient
+    flip: bool = True  # mirror half of the images
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
+    head: Phase = Phase(epochs=10, lr=1e-3)
+    full: Phase = Phase(epochs=20, lr=1e-4)
+
+
+class MergePart(Part):
+    """The merging method, its parameters, and which of them are chosen on the select split."""
+
+    method: str = "task_arithmetic"
+    params: dict[str, Any] = {}
+    choose: dict[str, tuple[float, ...]] = {}
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "MergePart":
+        both = set(self.params) & set(self.choose)
+        if both:
+            raise ValueError(f"{', '.join(sorted(both))} is in both `params` and `choose`")
+        if any(not values for values in self.choose.values()):
+            raise ValueError("`choose` needs at least one value for each parameter")
+        return self
+
+
+class HeadStep(Part):
+    """Re-align the heads: freeze the encoder, compute the features once, train every head."""
+
+    step: Literal["head"]
+    seed: int = 0
+    batch: Positive = 16
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    clip: Annotated[float, Field(gt=0)] = 25.0
+    epochs: Positive = 40
+    lr: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class GatePart(Part):
+    """How near the exported graphs must come to PyTorch, on images of the select split."""
+
+    images: Positive = 16
+    cosine: Annotated[float, Field(gt=0, le=1)] = 0.9999
+    metric_change: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
+class Recipe(Part):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    encoder: EncoderPart
+    base: str  # a checkpoint of the encoder that the experts came from, or random(seed)
+    image: ImagePart
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], TaskPart]
+    data: DataPart | None = None
+    train_missing: bool = False  # whether simo-build may train an expert that is not there
+    train: TrainPart = TrainPart()
+    merge: MergePart = MergePart()
+    realign: tuple[HeadStep, ...] = ()
+    gate: GatePart = GatePart()
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> "Recipe":
+        if not self.tasks:
+            raise ValueError("tasks: there must be at least one")
+        if taken := RESERVED & set(self.tasks):
+            raise ValueError(f"tasks: {', '.join(sorted(taken))} is a reserved name")
+        if self.data is None and (self.realign or self.merge.choose):
+            raise ValueError("`realign` and `merge.choose` need `data`")
+        if self.data is not None:
+            blind = [name for name, task in self.tasks.items() if task.target is None]
+            if blind:
+                raise ValueError(f"tasks.{blind[0]}: `target` says where its truth lies in `data`")
+        return self
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed of a random base, or None for a real one."""
+        match = RANDOM.fullmatch(self.base.strip())
+        return int(match.group(1)) if match else None
+
+    def specs(self) -> dict[str, TaskSpec]:
+        """Give the tasks as the runtime knows them."""
+        return {name: _spec(name, task) for name, task in self.tasks.items()}
+
+
+def _spec(name: str, task: TaskPart) -> TaskSpec:
+    kind = kind_named(task.kind)
+    return TaskSpec(
+        name=name,
+        kind=task.kind,
+        channels=len(task.labels) if kind.channels is None else kind.channels,
+        metric=task.metric or kind.metrics[0],
+        labels=task.labels,
+    )
+
+
+def _checked(look_up: Any, name: str) -> str:
+    try:
+        look_up(name)
+    except SimoError as error:  # pydantic keeps the path of the key only for a ValueError
+        raise ValueError(str(error)) from error
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRecipe:
+    """A recipe, the text it was read from, and where the things it names lie."""
+
+    recipe: Recipe
+    text: str
+    folder: Path  # relative paths start here
+    shown: str  # the recipe as the user named it, for messages
+    data: Path | None  # what $DATA stands for
+    experts: Path  # where simo-train keeps experts
+
+    def locate(self, value: str) -> Path:
+        """Turn a path of the recipe into one of this machine."""
+        if not value.startswith("$DATA"):
+            return self.folder / value
+        if self.data is None:
+            raise RecipeError(
+                f"{self.shown}: {value} needs the data folder: "
+                f"give --data DIR or set {DATA_VARIABLE}"
+            )
+        return self.data / value.removeprefix("$DATA").lstrip("/")
+
+
+def find_recipe(name: str) -> Path:
+    """Find a recipe: a file of that name first, then one that ships, with or without `.yaml`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(files("simo_build.recipes")))
+    for candidate in (shipped / name, shipped / f"{name}.yaml"):
+        if path.name == name and candidate.is_file():
+            return candidate
+    names = sorted(entry.name for entry in shipped.glob("*.yaml"))
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise RecipeError(f"{name}: there is no such recipe{hint} (shipped: {', '.join(names)})")
+
+
+def load_recipe(
+    name: str, *, data: Path | None = None, experts: Path = Path("experts")
+) -> LoadedRecipe:
+    """Read and check a recipe; RecipeError names the file, the key and what is allowed."""
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: not valid YAML: {error}") from error
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{name}:\n{listing(_faults(error))}") from error
+    if data is None and DATA_VARIABLE in os.environ:
+        data = Path(os.environ[DATA_VARIABLE])
+    return LoadedRecipe(
+        recipe=recipe, text=text, folder=path.parent, shown=name, data=data, experts=experts
+    )
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """Turn pydantic's report into one line a fault, the key first."""
+    names = sorted({name for part in _parts(Recipe) for name in part.model_fields})
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(step) for step in fault["loc"]) or "the file"
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1)
+            text = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        lines.append(f"{key}: {text}")
+    return lines
+
+
+def _parts(part: type[Part]) -> list[type[Part]]:
+    found = [part]
+    for kind in Part.__subclasses__():
+        if kind is not part:
+            found.append(kind)
+    return found
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without the trap that a key given twice silently means its last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {sorted(map(str, twice))[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Hash plain values; equal content gives an equal hash, whatever its order."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

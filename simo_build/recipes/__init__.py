@@ -1,0 +1,1 @@
+"""The recipes that ship; each is found by its bare name."""

@@ -1,0 +1,195 @@
+"""simo-eval: the metrics after every stage of a recipe, on one split, with where they come from."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simo_build.build import (
+    Workshop,
+    against,
+    build,
+    check_recipe,
+    measure,
+    measure_experts,
+    merge,
+    realign,
+    realign_heads,
+    split_heads,
+    versions,
+)
+from simo_build.data import Samples
+from simo_build.losses import as_measured
+from simo_build.progress import Progress
+from simo_build.recipe import LoadedRecipe
+from simo_build.stages import Stages
+from simo_build.statedict import StateDict
+from simo_runtime import backends
+from simo_runtime.bundle import Bundle
+from simo_runtime.errors import RecipeError
+from simo_runtime.metrics import METRICS, metric_named
+
+SCHEMA = "simo.eval/1"
+Row = dict[str, Any]
+
+
+def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) -> dict[str, Any]:
+    """Measure experts, controls, merged, re-aligned and the bundle itself on one split."""
+    recipe = loaded.recipe
+    if recipe.random_seed is not None:
+        raise RecipeError(
+            f"{loaded.shown}: base {recipe.base} is for measuring speed; it has no accuracy"
+        )
+    if recipe.data is None:
+        raise RecipeError(f"{loaded.shown}: measuring needs `data`")
+    check_recipe(loaded)
+    bundle = build(loaded, out, progress=progress)
+    work = Workshop(loaded, Stages(out.parent / ".stages", progress))
+    samples = work.samples[split] if split == "select" else work.split(split)
+    rows = study_rows(work, samples, bundle)
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.name,
+        "split": split,
+        "images": len(samples),
+        "command": shlex.join([Path(sys.argv[0]).name, *without_paths(sys.argv[1:])]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
+        "inputs": work.inputs(),
+        "merge": bundle.manifest.provenance["merge"]["params"],
+        "metrics": {name: spec.metric for name, spec in recipe.specs().items()},
+        "labels_used": {
+            "realign": len(work.samples["realign"]),
+            "select": len(work.samples["select"]),
+        },
+        "rows": rows,
+        "gate": bundle.manifest.provenance["gate"],
+    }
+
+
+def study_rows(work: Workshop, samples: Samples, bundle: Bundle) -> list[Row]:
+    """Measure every row; each carries the metrics and equations 1 and 2 against the experts."""
+    merged = merge(work)
+    aligned = realign(work, merged)
+    experts = measure_experts(work, samples)
+    rows: list[Row] = []
+
+    def row(name: str, measured: Mapping[str, float]) -> None:
+        rows.append({"row": name, "metrics": dict(measured), **against(work, measured, experts)})
+
+    row("experts, one model per task", experts)
+    row("base + experts' heads", measure(work, work.base, work.expert_heads(), samples))
+    row("merged + experts' heads", measure(work, merged.tensors, work.expert_heads(), samples))
+    if work.recipe.realign:
+        control = base_realigned(work)
+        row(
+            "base + re-aligned heads", measure(work, work.base, split_heads(work, control), samples)
+        )
+        heads = split_heads(work, aligned.tensors)
+        row("merged + re-aligned heads", measure(work, merged.tensors, heads, samples))
+    row("the bundle, in ONNX Runtime", measure_bundle(bundle, samples))
+    return rows
+
+
+def base_realigned(work: Workshop) -> StateDict:
+    """Re-align the heads to the base itself: the control that says what merging is worth."""
+    steps = [step.model_dump(mode="json") for step in work.recipe.realign]
+    inputs = {**work.inputs(), "steps": steps}
+    return work.stages.run("control", inputs, lambda: realign_heads(work, work.base)).tensors
+
+
+def measure_bundle(bundle: Bundle, samples: Samples) -> dict[str, float]:
+    """Measure what is deployed: the bundle's graphs in the default backend."""
+    import torch
+
+    tasks = bundle.manifest.tasks
+    session = backends.choose(None).open(bundle, threads=None)
+    found = {task.name: metric_named(task.metric).start(task.channels) for task in tasks}
+    for index in range(len(samples)):
+        outputs = session.run(samples.images[index : index + 1], list(found))
+        for task, accumulator in found.items():
+            values = as_measured(torch.from_numpy(np.asarray(outputs[task])))
+            accumulator.update(values, samples.truths[task][index : index + 1])
+    session.close()
+    return {task: accumulator.result() for task, accumulator in found.items()}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Lay the rows out for people."""
+    tasks = list(found["metrics"])
+    heads = [f"{task} {found['metrics'][task]}" for task in tasks]
+    heads = [head.replace("_", " ") for head in heads]
+    lines = [["", *heads, "eq. 1 - 100 %", "eq. 2"]]
+    for row in found["rows"]:
+        values = [shown(row["metrics"][task], found["metrics"][task]) for task in tasks]
+        eq1, eq2 = row["normalised_performance"] - 1.0, row["relative_drop"]
+        lines.append([row["row"], *values, f"{eq1:+.2%}", f"{eq2:+.2%}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    body = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    title = f"{found['recipe']}: {found['images']} images of the {found['split']} split"
+    return "\n".join([title, "", body[0], "-" * len(body[0]), *body[1:]])
+
+
+def shown(value: float, metric: str) -> str:
+    """Show a metric with its unit and the digits that matter."""
+    unit = METRICS[metric].unit
+    if metric == "mean_iou":
+        return f"{100 * value:.2f} %"
+    return f"{value:.2f}{unit}" if unit == "°" else f"{value:.4f} {unit}"
+
+
+def write_json(found: Mapping[str, Any], path: Path) -> None:
+    """Write the study as JSON with sorted keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def without_paths(arguments: list[str]) -> list[str]:
+    """Replace the folders of this machine in a command, which must mean the same elsewhere."""
+    shown_as = {"--data": "DATA", "--experts": "EXPERTS", "-o": "OUT", "--out": "OUT"}
+    return [
+        shown_as.get(before, argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
+def commit() -> str | None:
+    """Give the commit of the code, marked when files differ from it; None outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def cpu_name() -> str:
+    """Name the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

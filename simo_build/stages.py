@@ -1,0 +1,67 @@
+"""Keep the result of a stage under the hash of what went into it, so that a killed build resumes.
+
+A stage's result is a dictionary of tensors and a dictionary of plain values, in one safetensors
+file that appears whole or not at all.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simo_build.checkpoints import read_tensors, write_tensors
+from simo_build.progress import Progress
+from simo_build.recipe import digest
+from simo_build.statedict import StateDict
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage gave: tensors, plain values for the log, and the key it is kept under."""
+
+    tensors: StateDict
+    log: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A folder of kept results."""
+
+    root: Path
+    progress: Progress
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[], tuple[StateDict, dict[str, Any]]],
+    ) -> Result:
+        """Give the kept result of a stage with these inputs, or make it and keep it."""
+        key = digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
+        path = self.root / f"{name}-{key[:16]}.safetensors"
+        if path.is_file():
+            tensors, metadata = read_tensors(path)
+            self.progress.say(f"{name}: kept from an earlier build")
+            return Result(tensors, json.loads(metadata["log"]), key)
+        self.progress.say(f"{name} ...")
+        tensors, log = make()
+        write_tensors(path, tensors, {"log": json.dumps(log, sort_keys=True)})
+        # JSON turns tuples into lists: give what a later build will read.
+        return Result(tensors, json.loads(json.dumps(log)), key)
+
+
+@cache
+def code_hash() -> str:
+    """Hash the source of the build side: other code may give other results."""
+    sha = hashlib.sha256()
+    for package in ("simo_build", "simo_export", "simo_runtime"):
+        for path in sorted(Path(str(files(package))).glob("*.py")):
+            sha.update(path.name.encode() + path.read_bytes())
+    return sha.hexdigest()

@@ -1,0 +1,196 @@
+"""Train an expert as the paper does: the head on the frozen encoder, then both together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simo_build.checkpoints import description, load_base, write_expert
+from simo_build.data import Samples, load_split, open_dataset
+from simo_build.encoder import Encoder
+from simo_build.evaluate import measure_head
+from simo_build.features import compute_features, take
+from simo_build.fit import Outcome, fit, flipped
+from simo_build.heads import FeatureShape, Head, make_head
+from simo_build.losses import TORCH_KINDS
+from simo_build.progress import Progress, Silent
+from simo_build.recipe import LoadedRecipe, digest
+from simo_runtime.errors import RecipeError, unknown
+from simo_runtime.tasks import TaskSpec
+
+
+class TaskModel(nn.Module):
+    """One encoder and one head: pixels uint8 (B, H, W, 3) -> raw (B, K, H, W)."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, pixels_BHW3: Tensor, *, half: bool = False) -> Tensor:
+        with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=half):
+            taps = self.encoder(pixels_BHW3)
+        raw: Tensor = self.head([tap.float() for tap in taps])
+        return raw
+
+
+def feature_shape(encoder: Encoder) -> FeatureShape:
+    """Say what heads must know of an encoder."""
+    return FeatureShape(
+        geometry=encoder.geometry,
+        taps=len(encoder.part.taps),
+        width=encoder.width,
+        prefix=encoder.prefix,
+    )
+
+
+def device() -> torch.device:
+    """Give the device to train on: the first GPU, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def expert_key(loaded: LoadedRecipe, task: str, base_hash: str) -> str:
+    """Hash everything that an expert's weights depend on."""
+    recipe = loaded.recipe
+    assert recipe.data is not None  # training has checked
+    return digest(
+        {
+            **description(recipe, task, base_hash),
+            "train": recipe.train.model_dump(mode="json", exclude_defaults=True),
+            "target": recipe.tasks[task].model_dump(mode="json")["target"],
+            "splits": [recipe.data.train, recipe.data.select],
+            "data": open_dataset(loaded).fingerprint(),
+        }
+    )
+
+
+def expert_path(loaded: LoadedRecipe, task: str, base_hash: str) -> Path:
+    """Say where the expert of a task is: the recipe's file, or the one that training writes."""
+    named = loaded.recipe.tasks[task].expert
+    if named is not None:
+        return loaded.locate(named)
+    if loaded.recipe.data is None:
+        raise RecipeError(
+            f"{loaded.shown}: tasks.{task}: give `expert`, a checkpoint, "
+            "or `data` so that one can be trained"
+        )
+    key = expert_key(loaded, task, base_hash)
+    return loaded.experts / loaded.recipe.name / f"{task}-{key[:12]}.safetensors"
+
+
+def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
+    """Train the expert of one task, unless it is there already; give its file.
+
+    The file's name carries the hash of everything that the weights depend on.
+    """
+    recipe = loaded.recipe
+    if task not in recipe.tasks:
+        raise unknown(f"task of {loaded.shown}", task, recipe.tasks)
+    if recipe.data is None:
+        raise RecipeError(f"{loaded.shown}: training needs `data`")
+    encoder = Encoder(recipe.encoder, recipe.image)
+    base_hash = load_base(loaded, encoder)
+    path = expert_path(loaded, task, base_hash)
+    if path.is_file():
+        progress.say(f"{task}: kept {path}")
+        return path
+    samples = {
+        role: load_split(loaded, role, tasks=[task], progress=progress)
+        for role in ("train", "select")
+    }
+    spec = recipe.specs()[task]
+    seed = recipe.train.seed
+    head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
+    model = TaskModel(encoder, head).to(device())
+    phases = {
+        "head": _train_head(loaded, spec, model, samples, progress),
+        "full": _train_all(loaded, spec, model, samples, progress),
+    }
+    about = description(recipe, task, base_hash) | {
+        "key": expert_key(loaded, task, base_hash),
+        "select": {name: _plain(outcome) for name, outcome in phases.items()},
+    }
+    write_expert(path, encoder=encoder.weights(), head=head.state_dict(), about=about)
+    return path
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(vars(outcome))))
+
+
+def _train_head(
+    loaded: LoadedRecipe,
+    spec: TaskSpec,
+    model: TaskModel,
+    samples: dict[str, Samples],
+    progress: Progress,
+) -> Outcome:
+    """Phase 1: the head alone, on features that are computed once."""
+    train, kind = loaded.recipe.train, TORCH_KINDS[spec.kind]
+    features = {
+        role: compute_features(model.encoder, split, label=role, progress=progress)
+        for role, split in samples.items()
+    }
+    truth = torch.from_numpy(samples["train"].truths[spec.name])
+    where = model.encoder.mean.device
+
+    def loss_of(index: Tensor) -> Tensor:
+        raw = model.head(take(features["train"], index, where))
+        return kind.loss(raw, truth[index].to(where))
+
+    return fit(
+        model.head,
+        spec=spec,
+        schedule=train.head,
+        limits=train,
+        images=len(truth),
+        generator=torch.Generator().manual_seed(train.seed),
+        loss_of=loss_of,
+        measure=lambda: measure_head(
+            model.head, spec, features=features["select"], samples=samples["select"]
+        ),
+        label=f"{spec.name}, head",
+        progress=progress,
+    )
+
+
+def _train_all(
+    loaded: LoadedRecipe,
+    spec: TaskSpec,
+    model: TaskModel,
+    samples: dict[str, Samples],
+    progress: Progress,
+) -> Outcome:
+    """Phase 2: encoder and head together, on mirrored images too."""
+    train, kind = loaded.recipe.train, TORCH_KINDS[spec.kind]
+    images = torch.from_numpy(samples["train"].images)
+    truth = torch.from_numpy(samples["train"].truths[spec.name])
+    where = model.encoder.mean.device
+    mirror = torch.Generator().manual_seed(train.seed + 1)
+
+    def loss_of(index: Tensor) -> Tensor:
+        pixels, wanted = images[index], truth[index]
+        if train.flip:
+            pixels, wanted = flipped(pixels, wanted, spec.kind, mirror)
+        raw = model(pixels.to(where), half=train.precision == "bf16")
+        return kind.loss(raw, wanted.to(where))
+
+    def measure() -> float:
+        features = compute_features(
+            model.encoder, samples["select"], label="select", progress=Silent()
+        )
+        return measure_head(model.head, spec, features=features, samples=samples["select"])
+
+    return fit(
+        model,
+        spec=spec,
+        schedule=train.full,
+        limits=train,
+        images=len(images),
+        generator=torch.Generator().manual_seed(train.seed + 2),
+        loss_of=loss_of,
+        measure=measure,
+        label=f"{spec.name}, all",
+        progress=progress,
+    )

@@ -1,0 +1,70 @@
+"""Inference backends: the narrow protocol, the ones there are, and how one is chosen.
+
+Device buffers never cross this line: pixels go in and finished maps come out as numpy arrays,
+while features stay wherever the backend keeps them.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.bundle import Bundle
+from simo_runtime.errors import BackendError, unknown
+
+Pixels = NDArray[np.uint8]
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """A bundle that is loaded and ready to run."""
+
+    def run(self, pixels_BHW3: Pixels, tasks: Sequence[str]) -> Outputs:
+        """Run the encoder once and the heads of `tasks` on its features."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the memory; the session cannot run afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run bundles."""
+
+    name: str
+
+    def why_not(self) -> str | None:
+        """Say why this backend cannot run here and what to install, or None if it can."""
+        ...
+
+    def open(self, bundle: Bundle, *, threads: int | None) -> Session:
+        """Load a bundle; `threads` is the number of CPU threads, None for every available one."""
+        ...
+
+
+# In order of preference. Modules, not classes: each imports its engine late.
+BACKENDS = {"onnxruntime-cpu": "simo_runtime.backends.onnxruntime_cpu"}
+
+
+def load_backend(name: str) -> Backend:
+    """Import a backend by name, or say which ones there are."""
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    return cast("Backend", import_module(BACKENDS[name]).BACKEND)
+
+
+def choose(name: str | None) -> Backend:
+    """Give the backend of that name, or without a name the first that can run here.
+
+    A backend that was asked for and cannot run is an error: nothing falls back in silence.
+    """
+    reasons = []
+    for candidate in [name] if name else list(BACKENDS):
+        backend = load_backend(candidate)
+        reason = backend.why_not()
+        if reason is None:
+            return backend
+        reasons.append(f"{candidate}: {reason}")
+    raise BackendError("no backend can run here\n" + "\n".join(f"  {line}" for line in reasons))

@@ -1,0 +1,189 @@
+"""A bundle: a folder that holds everything a deployment needs, and nothing else.
+
+    manifest.json     what is in it (below); written last
+    encoder.onnx      the shared encoder's graph       encoder.bin    its weights
+    <task>.onnx       one head's graph                 <task>.bin     its weights
+
+`manifest.json` names every other file with its SHA-256 and size. A file that is missing, changed
+or not named there makes the bundle refuse to open. The same recipe and the same inputs give the
+same bytes: there are no dates and no machine names in it.
+
+Graphs.  encoder: `image` uint8 (B, H, W, 3) RGB  ->  one tensor a tap, `tap3` float32
+(B, tokens, width), CLS first.  head: the taps  ->  one tensor named as the task:
+segmentation uint8 (B, H, W), depth float32 (B, H, W) in metres, normals float32 (B, 3, H, W).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from simo_runtime.errors import BundleError, SimoError, listing, unknown
+from simo_runtime.image import Fit
+from simo_runtime.tasks import TaskSpec, kind_named
+
+SCHEMA = "simo.bundle/1"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What the manifest says of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of manifest.json."""
+
+    name: str
+    image_size: tuple[int, int]  # height, width of the network's image in pixels
+    fit: Fit
+    mean: tuple[float, float, float]  # of the normalisation, RGB, 0 to 1; folded into the graph
+    std: tuple[float, float, float]
+    features: tuple[str, ...]  # the encoder's outputs, in the order of its layers
+    tasks: tuple[TaskSpec, ...]
+    files: Mapping[str, FileEntry]
+    random_weights: bool = False  # the base was random: for measuring speed only
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, name: str) -> TaskSpec:
+        """Give the task of that name, or say which ones the bundle has."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise unknown("task", name, (task.name for task in self.tasks))
+
+    def to_json(self) -> str:
+        """Write the manifest as JSON with sorted keys."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, whose files were found to be what its manifest says."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: Path | str) -> "Bundle":
+        """Read the manifest and compare every file with it.
+
+        Raises BundleError for a folder that is not a bundle, for a manifest that cannot be
+        understood, and for a missing, changed or foreign file, by name.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise BundleError(f"{root}: there is no such folder")
+        path = root / MANIFEST
+        if not path.is_file():
+            raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
+        manifest = parse_manifest(path)
+        check_files(root, manifest.files)
+        return cls(root, manifest)
+
+    def graph(self, name: str) -> Path:
+        """Give the path of a graph: `encoder`, or a task's name."""
+        return self.root / f"{name}.onnx"
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Read manifest.json; BundleError names the key that is wrong."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise BundleError(f"{path}: schema is {found!r}; this version reads {SCHEMA!r}")
+    try:
+        return _manifest(data)
+    except KeyError as error:
+        raise BundleError(f"{path}: the key {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, SimoError) as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _manifest(data: Mapping[str, Any]) -> Manifest:
+    high, wide = (int(side) for side in data["image_size"])
+    if high < 1 or wide < 1:
+        raise ValueError(f"image_size is {high} x {wide}")
+    if data["fit"] not in get_args(Fit):
+        raise ValueError(f"fit is {data['fit']!r}; it must be one of {', '.join(get_args(Fit))}")
+    tasks = tuple(_task(entry) for entry in data["tasks"])
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise ValueError("tasks: there must be at least one, and no name twice")
+    files = {name: _file(name, entry) for name, entry in data["files"].items()}
+    needed = {f"{name}.onnx" for name in ("encoder", *(task.name for task in tasks))}
+    if needed - set(files):
+        raise ValueError(f"files: {', '.join(sorted(needed - set(files)))} is not listed")
+    return Manifest(
+        name=str(data["name"]),
+        image_size=(high, wide),
+        fit=cast("Fit", data["fit"]),
+        mean=_triple(data, "mean"),
+        std=_triple(data, "std"),
+        features=tuple(str(name) for name in data["features"]),
+        tasks=tasks,
+        files=files,
+        random_weights=bool(data["random_weights"]),
+        provenance=dict(data["provenance"]),
+    )
+
+
+def _task(entry: Mapping[str, Any]) -> TaskSpec:
+    spec = TaskSpec(
+        name=str(entry["name"]),
+        kind=str(entry["kind"]),
+        channels=int(entry["channels"]),
+        metric=str(entry["metric"]),
+        labels=tuple(str(label) for label in entry["labels"]),
+    )
+    kind = kind_named(spec.kind)
+    if spec.channels != (len(spec.labels) if kind.channels is None else kind.channels):
+        raise ValueError(f"tasks.{spec.name}: {spec.channels} channels do not fit its kind")
+    return spec
+
+
+def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
+    # A plain name keeps every file inside the folder, whatever the manifest says.
+    if Path(name).name != name or name in {"", ".", "..", MANIFEST} or "\\" in name:
+        raise ValueError(f"files: {name!r} is not a plain file name")
+    return FileEntry(sha256=str(entry["sha256"]), bytes=int(entry["bytes"]))
+
+
+def _triple(data: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in data[key])
+    return red, green, blue
+
+
+def check_files(root: Path, files: Mapping[str, FileEntry]) -> None:
+    """Compare the files of a folder with what the manifest says; BundleError names offenders."""
+    present = {path.name: path for path in root.iterdir() if path.name != MANIFEST}
+    faults = [f"{name}: not named in the manifest" for name in sorted(set(present) - set(files))]
+    for name, entry in sorted(files.items()):
+        path = present.get(name)
+        if path is None:
+            faults.append(f"{name}: missing")
+        elif path.is_symlink() or not path.is_file():
+            faults.append(f"{name}: not a regular file")
+        elif path.stat().st_size != entry.bytes:
+            faults.append(f"{name}: {path.stat().st_size} bytes, {entry.bytes} in the manifest")
+        elif sha256_of(path) != entry.sha256:
+            faults.append(f"{name}: changed, its SHA-256 is not the one in the manifest")
+    if faults:
+        raise BundleError(
+            f"{root}: the bundle does not match its manifest\n{listing(faults)}\n"
+            "Build it again, or copy it again from where it came."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,56 @@
+"""Turn predictions into colours.  Everything here is RGB, uint8, (H, W, 3)."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+# Twenty colours that stay apart from each other, light enough to lie over a photo.
+PALETTE_K3: Pixels = np.array(
+    [
+        (78, 121, 167), (242, 142, 43), (89, 161, 79), (225, 87, 89), (176, 122, 161),
+        (237, 201, 72), (118, 183, 178), (255, 157, 167), (156, 117, 95), (186, 176, 172),
+        (55, 126, 184), (152, 78, 163), (77, 175, 74), (228, 120, 28), (247, 129, 191),
+        (166, 206, 227), (178, 223, 138), (251, 154, 153), (106, 61, 154), (202, 178, 214),
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+
+
+def palette(count: int) -> Pixels:
+    """Give `count` class colours (count, 3); past twenty they come again, darker each time."""
+    rounds = [(PALETTE_K3 * 0.8**turn).astype(np.uint8) for turn in range(-(-count // 20))]
+    return np.concatenate(rounds)[:count] if rounds else PALETTE_K3[:0]
+
+
+def colour_labels(labels_HW: NDArray[Any]) -> Pixels:
+    """Colour class indices; 255, the label of pixels without one, is black."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[:255] = palette(255)
+    return np.asarray(table[labels_HW], np.uint8)
+
+
+def colour_depth(depth_HW: NDArray[Any]) -> Pixels:
+    """Colour a depth map, near is bright and far is dark, over its own 1 to 99 percent range."""
+    finite = depth_HW[np.isfinite(depth_HW)]
+    low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
+    span = max(float(high - low), 1e-6)
+    near_HW = 1.0 - np.clip((np.nan_to_num(depth_HW) - low) / span, 0.0, 1.0)
+    bgr = cv2.applyColorMap((near_HW * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(bgr[..., ::-1])
+
+
+def colour_normals(normals_HW3: NDArray[Any]) -> Pixels:
+    """Colour unit vectors as the field does: (n + 1) / 2, y and z turned to point up and out."""
+    shown = normals_HW3 * np.array((1.0, -1.0, -1.0), dtype=np.float32)
+    return np.clip((shown + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+
+
+def blend(image_HW3: Pixels, colours_HW3: Pixels, *, opacity: float) -> Pixels:
+    """Lay colours over an image; opacity 0 shows the image alone, 1 the colours alone."""
+    return np.asarray(
+        cv2.addWeighted(colours_HW3, opacity, image_HW3, 1.0 - opacity, 0.0), np.uint8
+    )

@@ -1,0 +1,164 @@
+"""Measure predictions against the truth: one accumulator per metric, plain numpy.
+
+Shapes: B images, K classes, H x W pixels.  An accumulator sees a split batch by batch and gives
+one number for the whole of it, so that the number does not depend on the batch size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.errors import unknown
+
+Array = NDArray[Any]
+IGNORE = 255  # the label of pixels that have none
+
+
+class Accumulator(Protocol):
+    """Collects predictions and truths, then gives one number."""
+
+    def update(self, predicted: Array, truth: Array) -> None: ...
+
+    def result(self) -> float: ...
+
+
+class MeanIoU:
+    """Mean intersection over union from one confusion matrix over all the images, 0 to 1.
+
+    The mean is over the classes that occur in the truth or in the prediction.
+    `predicted` and `truth` are class indices (B, H, W); truths outside [0, classes) do not count.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.confusion_KK: NDArray[np.int64] = np.zeros((classes, classes), dtype=np.int64)
+
+    def update(self, predicted: Array, truth: Array) -> None:
+        known = (truth >= 0) & (truth < self.classes)
+        index = truth[known].astype(np.int64) * self.classes + predicted[known]
+        counts = np.bincount(index, minlength=self.classes**2)
+        self.confusion_KK += counts.reshape(self.classes, self.classes)
+
+    def result(self) -> float:
+        hit_K = np.diag(self.confusion_KK)
+        union_K = self.confusion_KK.sum(axis=0) + self.confusion_KK.sum(axis=1) - hit_K
+        seen = union_K > 0
+        return float((hit_K[seen] / union_K[seen]).mean()) if seen.any() else float("nan")
+
+
+class AbsoluteError:
+    """Mean absolute error over the valid pixels, in the unit of the task (metres for depth).
+
+    `predicted` and `truth` are (B, H, W); a truth of 0 is invalid.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, predicted: Array, truth: Array) -> None:
+        valid = truth > 0
+        self.total += float(np.abs(predicted[valid].astype(np.float64) - truth[valid]).sum())
+        self.count += int(valid.sum())
+
+    def result(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+class MeanAngle:
+    """Mean angle between predicted and true normals over the valid pixels, in degrees.
+
+    `predicted` and `truth` are (B, H, W, 3); both are normalised here, and a truth of (0, 0, 0)
+    is invalid. Normalising the prediction departs from the paper's released code, which
+    measures the angle of vectors of any length.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, predicted: Array, truth: Array) -> None:
+        valid = np.any(truth != 0, axis=-1)
+        one, two = unit(predicted[valid]), unit(truth[valid])
+        # atan2 keeps its accuracy near 0 and 180 degrees, where arccos loses it
+        across = np.linalg.norm(np.cross(one, two), axis=-1)
+        along = np.sum(one * two, axis=-1)
+        self.total += float(np.degrees(np.arctan2(across, along)).sum())
+        self.count += int(valid.sum())
+
+    def result(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+def unit(vectors: Array) -> NDArray[np.float64]:
+    """Scale vectors (..., 3) to length 1 in float64; the zero vector stays zero."""
+    vectors = vectors.astype(np.float64)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(length > 0, length, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A way to measure a task."""
+
+    name: str
+    unit: str
+    lower_is_better: bool
+    start: Callable[[int], Accumulator]  # takes the number of classes
+
+    def better(self, one: float, other: float) -> bool:
+        """Tell whether `one` is strictly better than `other`; NaN is never better."""
+        return one < other if self.lower_is_better else one > other
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(name="mean_iou", unit="", lower_is_better=False, start=MeanIoU),
+        Metric(name="absolute_error", unit="m", lower_is_better=True, start=AbsoluteError),
+        Metric(name="mean_angle", unit="°", lower_is_better=True, start=MeanAngle),
+    )
+}
+
+
+def metric_named(name: str) -> Metric:
+    """Look a metric up, or say which ones there are."""
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]
+
+
+def normalised_performance(
+    measured: Mapping[str, float], baseline: Mapping[str, float], metrics: Mapping[str, str]
+) -> float:
+    """Equation 1 of arXiv 2504.11268: the mean of measured / baseline, or its inverse.
+
+    The inverse is taken where lower is better, so that 1.0 means as good as the baseline and
+    more is better. The paper's tables print this number
+    minus 100 %. Each mapping goes from task to value, `metrics` from task to metric name.
+    """
+    ratios = [
+        baseline[task] / measured[task]
+        if metric_named(metrics[task]).lower_is_better
+        else measured[task] / baseline[task]
+        for task in measured
+    ]
+    return float(np.mean(ratios))
+
+
+def relative_drop(
+    measured: Mapping[str, float], baseline: Mapping[str, float], metrics: Mapping[str, str]
+) -> float:
+    """Equation 2 of arXiv 2504.11268: the mean signed relative change, 0 as good, more is better.
+
+    It is not equation 1 minus 1: an error that doubles counts -1.0 here and -0.5 there, so one
+    task that explodes rules the mean.
+    """
+    changes = [
+        (measured[task] - baseline[task])
+        / baseline[task]
+        * (-1.0 if metric_named(metrics[task]).lower_is_better else 1.0)
+        for task in measured
+    ]
+    return float(np.mean(changes))

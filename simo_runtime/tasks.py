@@ -1,0 +1,138 @@
+"""What a task is, and what its kind means: units, how a prediction is resized, drawn and summed up.
+
+A task has a short name (`seg`) and a kind (`segmentation`). KINDS is an open registry: a new kind
+is one entry here and one loss in `simo_build.losses`.
+
+Shapes: H x W pixels of the image. The arrays of a prediction are
+    segmentation   (H, W)     uint8, class indices
+    depth          (H, W)     float32, metres along the optical axis
+    normals        (H, W, 3)  float32, unit vectors; x right, y down, z forward
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.draw import colour_depth, colour_labels, colour_normals
+from simo_runtime.errors import unknown
+from simo_runtime.metrics import unit
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One dense prediction: its name, its kind and what its channels mean."""
+
+    name: str
+    kind: str
+    channels: int  # of the head's raw output: classes, 1 for depth, 3 for normals
+    metric: str
+    labels: tuple[str, ...] = ()  # class names, in order; empty unless the kind has classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What all tasks of one kind share."""
+
+    name: str
+    unit: str
+    channels: int | None  # None: one per label
+    metrics: tuple[str, ...]  # the first is the default
+    resize: Callable[[Array, tuple[int, int]], Array]  # to (height, width)
+    colour: Callable[[Array], NDArray[np.uint8]]  # to RGB (H, W, 3)
+    summary: Callable[[Array, tuple[str, ...]], str]
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def register_kind(kind: Kind) -> Kind:
+    """Add a kind of task; a name that is taken is refused."""
+    if kind.name in KINDS:
+        raise ValueError(f"the kind of task {kind.name!r} is there already")
+    KINDS[kind.name] = kind
+    return kind
+
+
+def kind_named(name: str) -> Kind:
+    """Look a kind of task up, or say which ones there are."""
+    if name not in KINDS:
+        raise unknown("kind of task", name, KINDS)
+    return KINDS[name]
+
+
+def resize_labels(labels_HW: Array, size: tuple[int, int]) -> Array:
+    """Resize class indices to (height, width) without inventing new ones."""
+    return np.asarray(cv2.resize(labels_HW, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def resize_values(values_HW: Array, size: tuple[int, int]) -> Array:
+    """Resize a map of values to (height, width), linearly."""
+    return np.asarray(cv2.resize(values_HW, size[::-1], interpolation=cv2.INTER_LINEAR))
+
+
+def resize_normals(normals_HW3: Array, size: tuple[int, int]) -> Array:
+    """Resize unit vectors to (height, width), linearly, and make them unit vectors again."""
+    resized = cv2.resize(normals_HW3, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return unit(resized).astype(np.float32)
+
+
+def summarise_labels(labels_HW: Array, labels: tuple[str, ...]) -> str:
+    """Name the four classes that cover most of the image."""
+    counts = np.bincount(labels_HW.ravel(), minlength=len(labels))
+    top = [index for index in np.argsort(-counts, kind="stable")[:4] if counts[index]]
+    return ", ".join(f"{labels[index]} {counts[index] / labels_HW.size:.0%}" for index in top)
+
+
+def summarise_depth(depth_HW: Array, labels: tuple[str, ...]) -> str:
+    """Give the range and the median in metres."""
+    low, middle, high = np.percentile(depth_HW, (1, 50, 99))
+    return f"{low:.2f} to {high:.2f} m, median {middle:.2f} m"
+
+
+def summarise_normals(normals_HW3: Array, labels: tuple[str, ...]) -> str:
+    """Say how much of the image faces up, down, sideways and the camera."""
+    x, y, z = (normals_HW3[..., axis] for axis in range(3))
+    up, down = (y < -0.7).mean(), (y > 0.7).mean()
+    side, facing = (np.abs(x) > 0.7).mean(), (z < -0.7).mean()
+    return f"{up:.0%} faces up, {down:.0%} down, {side:.0%} sideways, {facing:.0%} the camera"
+
+
+register_kind(
+    Kind(
+        name="segmentation",
+        unit="class index",
+        channels=None,
+        metrics=("mean_iou",),
+        resize=resize_labels,
+        colour=colour_labels,
+        summary=summarise_labels,
+    )
+)
+register_kind(
+    Kind(
+        name="depth",
+        unit="m",
+        channels=1,
+        metrics=("absolute_error",),
+        resize=resize_values,
+        colour=colour_depth,
+        summary=summarise_depth,
+    )
+)
+register_kind(
+    Kind(
+        name="normals",
+        unit="unit vector (x right, y down, z forward)",
+        channels=3,
+        metrics=("mean_angle",),
+        resize=resize_normals,
+        colour=colour_normals,
+        summary=summarise_normals,
+    )
+)
