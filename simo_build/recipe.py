@@ -135,6 +135,7 @@ class TrainPart(Part):
     clip: Annotated[float, Field(gt=0)] = 25.0  # largest norm of the gradient
     flip: bool = True  # mirror half of the images
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
+    store: Literal["fp32", "fp16"] = "fp32"  # of the expert's file
     head: Phase = Phase(epochs=10, lr=1e-3)
     full: Phase = Phase(epochs=20, lr=1e-4)
 

@@ -111,7 +111,13 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
         "key": expert_key(loaded, task, base_hash),
         "select": {name: _plain(outcome) for name, outcome in phases.items()},
     }
-    write_expert(path, encoder=encoder.weights(), head=head.state_dict(), about=about)
+    write_expert(
+        path,
+        encoder=encoder.weights(),
+        head=head.state_dict(),
+        about=about,
+        half=recipe.train.store == "fp16",
+    )
     return path
 
 
