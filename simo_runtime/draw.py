@@ -34,13 +34,17 @@ def colour_labels(labels_HW: NDArray[Any]) -> Pixels:
 
 
 def colour_depth(depth_HW: NDArray[Any]) -> Pixels:
-    """Colour a depth map, near is bright and far is dark, over its own 1 to 99 percent range."""
-    finite = depth_HW[np.isfinite(depth_HW)]
+    """Colour a depth map, near is bright and far is dark, over its own 1 to 99 percent range.
+
+    Pixels that are not finite are black.
+    """
+    known_HW = np.isfinite(depth_HW)
+    finite = depth_HW[known_HW]
     low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
     span = max(float(high - low), 1e-6)
-    near_HW = 1.0 - np.clip((np.nan_to_num(depth_HW) - low) / span, 0.0, 1.0)
+    near_HW = 1.0 - (np.clip(np.where(known_HW, depth_HW, low), low, high) - low) / span
     bgr = cv2.applyColorMap((near_HW * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(bgr[..., ::-1])
+    return np.where(known_HW[..., None], bgr[..., ::-1], 0).astype(np.uint8)
 
 
 def colour_normals(normals_HW3: NDArray[Any]) -> Pixels:

@@ -29,7 +29,8 @@ class MeanIoU:
     """Mean intersection over union from one confusion matrix over all the images, 0 to 1.
 
     The mean is over the classes that occur in the truth or in the prediction.
-    `predicted` and `truth` are class indices (B, H, W); truths outside [0, classes) do not count.
+    `predicted` and `truth` are class indices (B, H, W). Truths outside [0, classes) do not count;
+    a prediction outside it, where the truth counts, is refused with ValueError.
     """
 
     def __init__(self, classes: int) -> None:
@@ -38,8 +39,10 @@ class MeanIoU:
 
     def update(self, predicted: Array, truth: Array) -> None:
         known = (truth >= 0) & (truth < self.classes)
-        index = truth[known].astype(np.int64) * self.classes + predicted[known]
-        counts = np.bincount(index, minlength=self.classes**2)
+        guess, right = predicted[known].astype(np.int64), truth[known].astype(np.int64)
+        if guess.size and not 0 <= guess.min() <= guess.max() < self.classes:
+            raise ValueError(f"predicted {guess.min()} to {guess.max()} of {self.classes} classes")
+        counts = np.bincount(right * self.classes + guess, minlength=self.classes**2)
         self.confusion_KK += counts.reshape(self.classes, self.classes)
 
     def result(self) -> float:
@@ -71,8 +74,9 @@ class MeanAngle:
     """Mean angle between predicted and true normals over the valid pixels, in degrees.
 
     `predicted` and `truth` are (B, H, W, 3); both are normalised here, and a truth of (0, 0, 0)
-    is invalid. Normalising the prediction departs from the paper's released code, which
-    measures the angle of vectors of any length.
+    is invalid. Normalising the prediction departs from the paper's released code, which measures
+    the angle of vectors of any length. A prediction of (0, 0, 0) has no direction and counts as
+    90 degrees, there as here.
     """
 
     def __init__(self, classes: int) -> None:
@@ -84,7 +88,8 @@ class MeanAngle:
         # atan2 keeps its accuracy near 0 and 180 degrees, where arccos loses it
         across = np.linalg.norm(np.cross(one, two), axis=-1)
         along = np.sum(one * two, axis=-1)
-        self.total += float(np.degrees(np.arctan2(across, along)).sum())
+        angle = np.where((across == 0) & (along == 0), np.pi / 2, np.arctan2(across, along))
+        self.total += float(np.degrees(angle).sum())
         self.count += int(valid.sum())
 
     def result(self) -> float:
@@ -135,13 +140,13 @@ def normalised_performance(
     """Equation 1 of arXiv 2504.11268: the mean of measured / baseline, or its inverse.
 
     The inverse is taken where lower is better, so that 1.0 means as good as the baseline and
-    more is better. The paper's tables print this number
-    minus 100 %. Each mapping goes from task to value, `metrics` from task to metric name.
+    more is better. The paper's tables print this number minus 100 %. Each mapping goes from task
+    to value, `metrics` from task to metric name. A value divided by zero is infinite, 0 / 0 NaN.
     """
     ratios = [
-        baseline[task] / measured[task]
+        _ratio(baseline[task], measured[task])
         if metric_named(metrics[task]).lower_is_better
-        else measured[task] / baseline[task]
+        else _ratio(measured[task], baseline[task])
         for task in measured
     ]
     return float(np.mean(ratios))
@@ -156,9 +161,13 @@ def relative_drop(
     task that explodes rules the mean.
     """
     changes = [
-        (measured[task] - baseline[task])
-        / baseline[task]
+        _ratio(measured[task] - baseline[task], baseline[task])
         * (-1.0 if metric_named(metrics[task]).lower_is_better else 1.0)
         for task in measured
     ]
     return float(np.mean(changes))
+
+
+def _ratio(above: float, below: float) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.float64(above) / np.float64(below))

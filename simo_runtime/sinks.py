@@ -40,11 +40,12 @@ def as_png(prediction: Prediction) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Encode values as pixels: uint8 classes, uint16 millimetres, or uint8 (n + 1) * 127.5.
 
     Normals come as BGR, the order in which OpenCV writes, so that the file itself is RGB.
-    Depth saturates at 65.535 m.
+    Depth saturates at 65.535 m; 0 is depth that is not a number, as depth sensors write it.
     """
     values = prediction.values
     if prediction.task.kind == "depth":
-        return np.clip(np.rint(values * 1000.0), 0, 65535).astype(np.uint16)
+        metres = np.clip(np.nan_to_num(values), 0.0, 65.535)
+        return np.rint(metres * 1000.0).astype(np.uint16)
     if prediction.task.kind == "normals":
         return np.clip(np.rint((values[..., ::-1] + 1.0) * 127.5), 0, 255).astype(np.uint8)
     return values.astype(np.uint8)

@@ -83,15 +83,19 @@ def resize_normals(normals_HW3: Array, size: tuple[int, int]) -> Array:
 
 
 def summarise_labels(labels_HW: Array, labels: tuple[str, ...]) -> str:
-    """Name the four classes that cover most of the image."""
-    counts = np.bincount(labels_HW.ravel(), minlength=len(labels))
+    """Name the four classes that cover most of the image; pixels without a class have no name."""
+    counts = np.bincount(labels_HW.ravel(), minlength=len(labels))[: len(labels)]
     top = [index for index in np.argsort(-counts, kind="stable")[:4] if counts[index]]
-    return ", ".join(f"{labels[index]} {counts[index] / labels_HW.size:.0%}" for index in top)
+    shares = (f"{labels[index]} {counts[index] / labels_HW.size:.0%}" for index in top)
+    return ", ".join(shares) or "no class"
 
 
 def summarise_depth(depth_HW: Array, labels: tuple[str, ...]) -> str:
-    """Give the range and the median in metres."""
-    low, middle, high = np.percentile(depth_HW, (1, 50, 99))
+    """Give the range, from 1 to 99 percent of the pixels, and the median in metres."""
+    known = depth_HW[np.isfinite(depth_HW)]
+    if not known.size:
+        return "no depth"
+    low, middle, high = np.percentile(known, (1, 50, 99))
     return f"{low:.2f} to {high:.2f} m, median {middle:.2f} m"
 
 

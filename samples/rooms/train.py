@@ -72,7 +72,7 @@ def pretrain(loaded: LoadedRecipe, path: Path, progress: Bars) -> None:
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimiser.step()
             cycle.step()
-            total += float(loss)
+            total += loss.item()
         progress.say(f"base: epoch {epoch}/{EPOCHS}, loss {total * BATCH / len(samples):.3f}")
     weights = {name: tensor.half() for name, tensor in encoder.weights().items()}
     write_tensors(path, weights, {"trained_by": "samples/rooms/train.py"})

@@ -1,0 +1,46 @@
+"""What many tests share: the sample's data and its bundle, made once a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "samples" / "rooms" / "rooms.yaml"
+
+
+@pytest.fixture(scope="session")
+def rooms_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small set of rooms: 24 to re-align on, 8 to choose on, 8 to test."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = [sys.executable, ROOT / "samples" / "rooms" / "render.py", "-o", folder / "rooms"]
+    splits = ["--split", "realign=24", "--split", "select=8", "--split", "test=8"]
+    subprocess.run([*draw, *splits, "--size", "120x160"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rooms_bundle(rooms_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's bundle, built by the library from the committed experts."""
+    from simo_build.build import build
+    from simo_build.progress import Silent
+    from simo_build.recipe import load_recipe
+
+    out = tmp_path_factory.mktemp("bundles") / "rooms"
+    loaded = load_recipe(str(RECIPE), data=rooms_data)
+    return build(loaded, out, progress=Silent()).root
+
+
+@pytest.fixture
+def rooms_copy(rooms_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the sample's bundle, to be damaged."""
+    import shutil
+
+    return Path(shutil.copytree(rooms_bundle, tmp_path / "rooms"))
+
+
+@pytest.fixture(autouse=True)
+def _no_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests say themselves where data is."""
+    monkeypatch.delenv("SIMO_DATA", raising=False)
