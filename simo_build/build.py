@@ -25,7 +25,7 @@ from simo_build.merge import candidates, method_named
 from simo_build.progress import Progress
 from simo_build.realign import realign_head
 from simo_build.recipe import LoadedRecipe, Recipe, digest
-from simo_build.stages import Result, Stages
+from simo_build.stages import Result, Stages, code_hash
 from simo_build.statedict import StateDict, add, part, prefixed, subtract
 from simo_build.train import device, expert_path, feature_shape, train_expert
 from simo_export.graph import EXPORTER
@@ -267,7 +267,8 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         "realign": dict(aligned.log),
         "metrics": {task: plain_metric(spec.metric) for task, spec in recipe.specs().items()},
     }
-    key = digest({"merged": merged.key, "aligned": aligned.key, **provenance})
+    made_of = {"merged": merged.key, "aligned": aligned.key, "code": code_hash()}
+    key = digest({**made_of, **provenance})
     existing = opened(out)
     if existing is not None and existing.manifest.provenance.get("key") == key:
         progress.say("export: the bundle is there already")

@@ -92,11 +92,23 @@ def load_base(loaded: LoadedRecipe, encoder: Encoder) -> str:
         return state_hash(encoder.weights())
     path = loaded.locate(loaded.recipe.base)
     tensors, metadata = read_tensors(path)
+    size = None
     if METADATA in metadata:
         tensors = claim(tensors, source=path)["encoder."]
-    state = adapt({name: t.float() for name, t in tensors.items()}, encoder, source=str(path))
+        size = _image_size(metadata, path)
+    state = adapt(finite(tensors, source=path), encoder, source=str(path), image_size=size)
     encoder.load(state, source=str(path))
     return state_hash(encoder.weights())
+
+
+def finite(tensors: Mapping[str, Tensor], *, source: Path) -> StateDict:
+    """Give weights in float32; one that is not a finite number is refused."""
+    broken = [name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} tensors hold numbers that are not finite\n{listing(broken)}"
+        )
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def claim(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, StateDict]:
@@ -133,21 +145,43 @@ def write_expert(
     """Write an expert; `half` stores float16, for experts that must be small."""
     tensors = prefixed(encoder, "encoder.") | prefixed(head, "head.")
     if half:
-        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, {METADATA: json.dumps(about, sort_keys=True)})
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Give a tensor in float16, unless it counts, or a value would overflow."""
+    halved = tensor.half()
+    return halved if tensor.is_floating_point() and halved.isfinite().all() else tensor
+
+
+def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Read what a file of ours says of itself."""
+    try:
+        about = json.loads(metadata[METADATA])
+        if isinstance(about["task"]["name"], str):
+            return dict(about)
+        reason = "its task has no name"
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise CheckpointError(
+        f"{path}: not an expert, its metadata has no `{METADATA}` entry that can be read "
+        f"({reason}). simo-train writes experts."
+    )
+
+
+def _image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
+    try:
+        high, wide = (int(side) for side in _about(metadata, path)["image"]["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata does not say its image's size") from error
+    return high, wide
 
 
 def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
     """Read an expert and compare what it says of itself with what the recipe needs (`like`)."""
     tensors, metadata = read_tensors(path)
-    try:
-        about = json.loads(metadata[METADATA])
-        name = about["task"]["name"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not an expert, its metadata has no `{METADATA}` entry that can be read. "
-            "simo-train writes experts."
-        ) from error
+    about = _about(metadata, path)
     differences = list(_differences(about, like))
     if differences:
         raise CheckpointError(
@@ -155,11 +189,11 @@ def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
             "All experts of a recipe must be fine-tuned from its `base`, with its `encoder`, "
             "`image` and task."
         )
-    parts = claim(tensors, source=path)
+    parts = claim(finite(tensors, source=path), source=path)
     return Expert(
-        task=name,
-        encoder={n: t.float() for n, t in parts["encoder."].items()},
-        head={n: t.float() for n, t in parts["head."].items()},
+        task=about["task"]["name"],
+        encoder=parts["encoder."],
+        head=parts["head."],
         about=about,
         source=str(path),
         hash=state_hash(tensors),
@@ -175,9 +209,9 @@ def _differences(about: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]
             continue
         if isinstance(found, dict) and isinstance(wanted, dict):
             lines += [
-                f"{key}.{inner}: {found.get(inner)} here, {wanted[inner]} in the recipe"
-                for inner in wanted
-                if found.get(inner) != wanted[inner]
+                f"{key}.{inner}: {found.get(inner)} here, {wanted.get(inner)} in the recipe"
+                for inner in sorted({*found, *wanted})
+                if found.get(inner) != wanted.get(inner)
             ]
         else:
             lines.append(f"{key}: {found} here, {wanted} in the recipe")

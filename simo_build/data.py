@@ -61,10 +61,14 @@ class FolderDataset:
         splits = self.meta["splits"]
         if split not in splits:
             raise unknown(f"split of {self.root}", split, splits)
-        names = [name if isinstance(name, str) else f"{name:04d}" for name in splits[split]]
-        if not names:
+        listed = splits[split]
+        if not isinstance(listed, list) or not all(type(name) in (int, str) for name in listed):
+            raise DataError(
+                f"{self.root / 'meta.json'}: the split {split!r} must be a list of file numbers"
+            )
+        if not listed:
             raise DataError(f"{self.root}: the split {split!r} is empty")
-        return names
+        return [name if isinstance(name, str) else f"{name:04d}" for name in listed]
 
     def image(self, name: str) -> NDArray[np.uint8]:
         paths = [self.root / "rgb" / f"{name}{suffix}" for suffix in (".jpg", ".png")]
@@ -83,10 +87,16 @@ class FolderDataset:
 
     def table(self, name: str) -> NDArray[np.uint8]:
         """Give the table (256,) from stored classes to the recipe's; 255 stays 255."""
-        if name not in self.meta:
-            raise unknown(f"table of {self.root / 'meta.json'}", name, self.meta)
+        where = self.root / "meta.json"
+        tables = {key: value for key, value in self.meta.items() if isinstance(value, list)}
+        if name not in tables:
+            raise unknown(f"table of {where}", name, tables)
+        values = tables[name]
+        if len(values) > 256 or not all(type(v) is int and 0 <= v <= IGNORE for v in values):
+            raise DataError(f"{where}: {name} must be at most 256 classes, each 0 to {IGNORE}")
         table = np.full(256, IGNORE, np.uint8)
-        table[: len(self.meta[name])] = self.meta[name]
+        table[: len(values)] = values
+        table[IGNORE] = IGNORE
         return table
 
 
@@ -108,7 +118,7 @@ def _depth(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array
 
 
 def _normals(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
-    if raw.dtype != np.uint8 or raw.ndim != 3:
+    if raw.dtype != np.uint8 or raw.shape[2:] != (3,):
         raise DataError(f"{path}: {raw.dtype} {raw.shape}; normals are uint8 (height, width, 3)")
     encoded = raw[..., ::-1]  # OpenCV reads BGR
     normals = unit(encoded.astype(np.float32) / 127.5 - 1.0).astype(np.float32)

@@ -5,22 +5,30 @@ D width.  pixels uint8 (B, H, W, 3) RGB  ->  one (B, P + N, D) tensor a tap.
 """
 
 import difflib
+import inspect
+import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.statedict import StateDict, misfits
 from simo_export.geometry import Geometry
-from simo_runtime.errors import CheckpointError, RecipeError, listing
+from simo_runtime.errors import CheckpointError, RecipeError, listing, unknown
 
 # Tensors of published checkpoints that an encoder of features has no use for.
 CLASSIFIER = ("head.", "head_dist.", "fc_norm.", "head_drop.")
+# What a recipe may say in `encoder.options`: the architecture. The image's size and colours have
+# keys of their own, and weights come from `base` alone (timm's other options would load some).
+ELSEWHERE = {"self", "img_size", "in_chans", "num_classes", "device", "dtype", "weight_init"}
+REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError)
+OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE
 
 
 class Encoder(nn.Module):
@@ -40,6 +48,7 @@ class Encoder(nn.Module):
         patch = self.vit.patch_embed.patch_size
         self.geometry = Geometry(image_size=image.size, patch=(patch[0], patch[1]))
         self.vit.set_input_size(img_size=self.geometry.padded_size)
+        self.depth = len(self.vit.blocks)  # before those after the last tap are left out
         self.vit.blocks = self.vit.blocks[: part.taps[-1]]
         self.register_buffer("mean", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std", torch.tensor(image.std), persistent=False)
@@ -91,11 +100,16 @@ def make_vit(part: EncoderPart) -> VisionTransformer:
         close = difflib.get_close_matches(part.model, timm.list_models("*vit*"), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise RecipeError(f"encoder.model: timm has no {part.model!r}{hint}")
-    options: dict[str, Any] = {"num_classes": 0, **part.options}
+    for name in part.options:
+        if name not in OPTIONS:
+            raise unknown("encoder.options", name, OPTIONS)
     try:
-        vit = timm.create_model(part.model, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise RecipeError(f"encoder.options: timm refuses {part.options}: {error}") from error
+        vit = timm.create_model(part.model, pretrained=False, num_classes=0, **part.options)
+    except REFUSALS as error:
+        told = str(error) or type(error).__name__
+        raise RecipeError(
+            f"encoder: timm refuses {part.model} with options {part.options}: {told}"
+        ) from error
     if not isinstance(vit, VisionTransformer):
         kind = type(vit).__name__
         raise RecipeError(f"encoder.model: {part.model} is a {kind}, not a plain ViT")
@@ -107,18 +121,25 @@ def make_vit(part: EncoderPart) -> VisionTransformer:
     return vit
 
 
-def adapt(state: Mapping[str, Tensor], encoder: Encoder, *, source: str) -> StateDict:
+def adapt(
+    state: Mapping[str, Tensor],
+    encoder: Encoder,
+    *,
+    source: str,
+    image_size: tuple[int, int] | None = None,
+) -> StateDict:
     """Bring a plain timm or DINOv2 state dict to the encoder's names and grid.
 
-    Dropped on purpose: the classifier, DINOv2's unused `mask_token` (timm's reader drops it) and
-    blocks after the last tap. The position embedding is resampled to the encoder's grid. Every
-    other tensor must fit; CheckpointError lists those that do not.
+    Dropped on purpose: the classifier, DINOv2's unused `mask_token` and the model's blocks after
+    the last tap. The position embedding is resampled to the encoder's grid, from that of
+    `image_size` pixels where this is known. Every other tensor must fit; CheckpointError lists
+    those that do not.
     """
-    last = len(encoder.vit.blocks)
+    unused = range(len(encoder.vit.blocks), encoder.depth)
     kept = {
         name: tensor
         for name, tensor in state.items()
-        if not name.startswith(CLASSIFIER) and _block(name) < last
+        if not name.startswith(CLASSIFIER) and _block(name) not in unused
     }
     if "patch_embed.proj.weight" not in kept:
         raise CheckpointError(
@@ -131,13 +152,53 @@ def adapt(state: Mapping[str, Tensor], encoder: Encoder, *, source: str) -> Stat
             f"{source}: its patches are {tuple(patch)} pixels, "
             f"those of {encoder.part.model} are {encoder.geometry.patch}"
         )
-    adapted: StateDict = checkpoint_filter_fn(kept, encoder.vit)
+    adapted = _resampled(_from_dinov2(kept), encoder, image_size)
     faults = list(misfits(adapted, encoder.weights()))
     if faults:
         raise CheckpointError(
             f"{source}: {len(faults)} tensors do not fit {encoder.part.model}\n{listing(faults)}"
         )
     return adapted
+
+
+def _from_dinov2(state: Mapping[str, Tensor]) -> StateDict:
+    """Rename what DINOv2 names otherwise than timm; a state dict of timm's stays as it is."""
+    renamed = {
+        name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): tensor
+        for name, tensor in state.items()
+        if name != "mask_token"
+    }
+    if {"register_tokens", "cls_token", "pos_embed"} <= set(renamed):
+        # timm gives patches a position, but neither CLS nor registers
+        renamed["reg_token"] = renamed.pop("register_tokens")
+        renamed["cls_token"] = renamed["cls_token"] + renamed["pos_embed"][:, :1]
+        renamed["pos_embed"] = renamed["pos_embed"][:, 1:]
+    return renamed
+
+
+def _resampled(state: StateDict, encoder: Encoder, image_size: tuple[int, int] | None) -> StateDict:
+    """Resample the position embedding to the encoder's grid; one of an unknown grid stays."""
+    vit, old, new = encoder.vit, state.get("pos_embed"), encoder.geometry.grid
+    if old is None or vit.pos_embed is None or old.ndim != 3 or len(old) != 1:
+        return state
+    prefix = 0 if vit.no_embed_class else encoder.prefix
+    grid = _grid(old.shape[1] - prefix, encoder, image_size)
+    if grid in (None, new):
+        return state
+    moved = resample_abs_pos_embed(old, new_size=new, old_size=grid, num_prefix_tokens=prefix)
+    return {**state, "pos_embed": moved}
+
+
+def _grid(
+    patches: int, encoder: Encoder, image_size: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Find the grid of a position embedding: known, timm's own, the encoder's, or a square."""
+    patch, side = encoder.geometry.patch, math.isqrt(max(patches, 0))
+    trained = getattr(encoder.vit, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-2:]
+    sizes = [size for size in (image_size, trained) if size is not None]
+    grids = [Geometry(image_size=size, patch=patch).grid for size in sizes]
+    every = [*grids, encoder.geometry.grid, (side, side)]
+    return next((grid for grid in every if 0 < grid[0] * grid[1] == patches), None)
 
 
 def _block(name: str) -> int:

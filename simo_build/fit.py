@@ -73,42 +73,53 @@ def fit(
     """Train a module in place and leave it at its best epoch on the select split.
 
     `loss_of` takes the indices of a batch, `measure` gives the task's metric on the select split.
+    When training cannot go on, the best epoch so far is what stays.
     """
     metric = metric_named(spec.metric)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    steps = schedule.epochs * math.ceil(images / limits.batch)
+    steps = max(2, schedule.epochs * math.ceil(images / limits.batch))
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, schedule.lr, total_steps=max(steps, 2), pct_start=limits.warmup
+        optimiser, schedule.lr, total_steps=steps, pct_start=warmup_share(limits.warmup, steps)
     )
     module.eval()
     best, kept, history = 0, snapshot(module), [measure()]
-    for epoch in range(1, schedule.epochs + 1):
-        batches = list(shuffled(images, limits.batch, generator))
-        module.train()
-        for index in progress.track(batches, f"{label}, epoch {epoch}/{schedule.epochs}"):
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(index)
-            refuse_nan(loss, label, epoch, index)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, limits.clip)
-            optimiser.step()
-            cycle.step()
+    try:
+        for epoch in range(1, schedule.epochs + 1):
+            batches = list(shuffled(images, limits.batch, generator))
+            module.train()
+            for index in progress.track(batches, f"{label}, epoch {epoch}/{schedule.epochs}"):
+                optimiser.zero_grad(set_to_none=True)
+                loss = loss_of(index)
+                refuse_nan(loss, label, epoch, index)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, limits.clip)
+                optimiser.step()
+                cycle.step()
+            module.eval()
+            history.append(measure())
+            if math.isnan(history[best]) or metric.better(history[-1], history[best]):
+                best, kept = epoch, snapshot(module)
+            progress.say(
+                f"{label}: epoch {epoch}/{schedule.epochs}, {spec.metric} {history[-1]:.4f}"
+            )
+    finally:
+        module.load_state_dict(kept)
         module.eval()
-        history.append(measure())
-        if math.isnan(history[best]) or metric.better(history[-1], history[best]):
-            best, kept = epoch, snapshot(module)
-        progress.say(f"{label}: epoch {epoch}/{schedule.epochs}, {spec.metric} {history[-1]:.4f}")
-    module.load_state_dict(kept)
     return Outcome(epoch=best, metric=history[best], history=tuple(history))
+
+
+def warmup_share(share: float, steps: int) -> float:
+    """Give the share of steps to warm up in; OneCycleLR divides by zero at exactly one step."""
+    return share if share * steps != 1 else 1.5 / steps
 
 
 def refuse_nan(loss: Tensor, label: str, epoch: int, index: Tensor) -> None:
     """Stop before a loss that is not a number reaches the weights."""
     if not torch.isfinite(loss):
-        shown = ", ".join(str(int(i)) for i in index[:8])
+        shown = ", ".join(str(int(i)) for i in index[:8]) + (" ..." if len(index) > 8 else "")
         raise TrainError(
-            f"{label}: the loss is {float(loss)} in epoch {epoch}, on the images {shown} ... "
+            f"{label}: the loss is {float(loss)} in epoch {epoch}, on the images {shown} "
             "of the split; a lower learning rate may help"
         )
 

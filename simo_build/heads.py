@@ -92,7 +92,7 @@ HEADS: dict[str, Callable[[TaskSpec, FeatureShape], Head]] = {"linear": LinearHe
 def make_head(name: str, spec: TaskSpec, shape: FeatureShape, *, seed: int) -> Head:
     """Make a head by name; its first weights depend on the seed and the task's name alone."""
     if name not in HEADS:
-        raise unknown("head", name, HEADS)
+        raise unknown(f"tasks.{spec.name}.head", name, HEADS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + sum(spec.name.encode()))
         return HEADS[name](spec, shape)

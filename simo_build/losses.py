@@ -34,15 +34,16 @@ class TorchKind:
 
 
 def cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
-    """Cross entropy over the pixels that have a label.
+    """Cross entropy over the pixels that have a label; 0 if none has.
 
     The paper's released code also counts pixels without one in the denominator.
     """
-    return F.cross_entropy(raw_BKHW, truth_BHW.long(), ignore_index=IGNORE)
+    total = F.cross_entropy(raw_BKHW, truth_BHW.long(), ignore_index=IGNORE, reduction="sum")
+    return total / (truth_BHW != IGNORE).sum().clamp(min=1)
 
 
 def absolute_error(raw_B1HW: Tensor, truth_BHW: Tensor) -> Tensor:
-    """Mean absolute error over the pixels whose truth is valid, in metres."""
+    """Mean absolute error over the pixels whose truth is valid, in metres; 0 if none is."""
     valid_BHW = truth_BHW > 0
     error_BHW = (raw_B1HW[:, 0] - truth_BHW).abs() * valid_BHW
     return error_BHW.sum() / valid_BHW.sum().clamp(min=1)
@@ -51,12 +52,13 @@ def absolute_error(raw_B1HW: Tensor, truth_BHW: Tensor) -> Tensor:
 def one_minus_cosine(raw_B3HW: Tensor, truth_BHW3: Tensor) -> Tensor:
     """1 - cosine between prediction and truth over valid pixels: the paper's dot product loss.
 
+    It is 0 if no pixel is valid.
     The prediction is normalised first, as the metric does; else the loss rewards length.
     """
     truth_B3HW = truth_BHW3.permute(0, 3, 1, 2).float()
     valid_BHW = (truth_B3HW != 0).any(dim=1)
     cosine_BHW = (F.normalize(raw_B3HW, dim=1, eps=EPSILON) * truth_B3HW).sum(dim=1)
-    return 1.0 - (cosine_BHW * valid_BHW).sum() / valid_BHW.sum().clamp(min=1)
+    return ((1.0 - cosine_BHW) * valid_BHW).sum() / valid_BHW.sum().clamp(min=1)
 
 
 def most_likely(raw_BKHW: Tensor) -> Tensor:

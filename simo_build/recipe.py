@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -30,18 +30,20 @@ from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
 
 DATA_VARIABLE = "SIMO_DATA"
-RANDOM = re.compile(r"random\((\d+)\)")
-RESERVED = {"encoder", "manifest", "joint", "all"}  # file names and words with another meaning
+RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
+# Names of files and of graph inputs and outputs, and words with another meaning.
+RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
 
 Triple = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Part(BaseModel):
     """A part of a recipe: unknown keys are refused, nothing changes after reading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EncoderPart(Part):
@@ -68,6 +70,20 @@ class ImagePart(Part):
     mean: Triple = (0.5, 0.5, 0.5)  # RGB, 0 to 1; the paper's own normalisation is 2x - 1
     std: Triple = (0.5, 0.5, 0.5)
 
+    @field_validator("mean")
+    @classmethod
+    def _on_the_scale(cls, mean: Triple) -> Triple:
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError("must be on a scale of 0 to 1, not of 0 to 255")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Triple) -> Triple:
+        if not all(value > 0 for value in std):
+            raise ValueError("must be greater than 0")
+        return std
+
 
 class Target(Part):
     """Where the truth of a task lies in a folder data set."""
@@ -90,6 +106,13 @@ class TaskPart(Part):
     @classmethod
     def _known_kind(cls, name: str) -> str:
         return _checked(kind_named, name)
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"{twice[0]!r} stands twice")
+        return labels
 
     @model_validator(mode="after")
     def _fits_kind(self) -> "TaskPart":
@@ -129,7 +152,7 @@ class Phase(Part):
 class TrainPart(Part):
     """How experts are trained: the head on a frozen encoder, then both (paper, section 5)."""
 
-    seed: int = 0
+    seed: Seed = 0
     batch: Positive = 16
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of the steps
     clip: Annotated[float, Field(gt=0)] = 25.0  # largest norm of the gradient
@@ -161,7 +184,7 @@ class HeadStep(Part):
     """Re-align the heads: freeze the encoder, compute the features once, train every head."""
 
     step: Literal["head"]
-    seed: int = 0
+    seed: Seed = 0
     batch: Positive = 16
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
     clip: Annotated[float, Field(gt=0)] = 25.0
@@ -193,12 +216,19 @@ class Recipe(Part):
     realign: tuple[HeadStep, ...] = ()
     gate: GatePart = GatePart()
 
+    @field_validator("base")
+    @classmethod
+    def _file_or_seed(cls, base: str) -> str:
+        if base.strip().startswith("random(") and not RANDOM.fullmatch(base.strip()):
+            raise ValueError("a random base is random(seed), the seed at most nine digits")
+        return base
+
     @model_validator(mode="after")
     def _hangs_together(self) -> "Recipe":
         if not self.tasks:
             raise ValueError("tasks: there must be at least one")
-        if taken := RESERVED & set(self.tasks):
-            raise ValueError(f"tasks: {', '.join(sorted(taken))} is a reserved name")
+        if taken := [name for name in self.tasks if RESERVED.fullmatch(name)]:
+            raise ValueError(f"tasks: {taken[0]} is a reserved name")
         if self.data is None and (self.realign or self.merge.choose):
             raise ValueError("`realign` and `merge.choose` need `data`")
         if self.data is not None:
@@ -250,14 +280,20 @@ class LoadedRecipe:
 
     def locate(self, value: str) -> Path:
         """Turn a path of the recipe into one of this machine."""
-        if not value.startswith("$DATA"):
+        first, _, rest = value.partition("/")
+        if not first.startswith("$"):
             return self.folder / value
+        if first != "$DATA":
+            raise RecipeError(
+                f"{self.shown}: {value}: {first} stands for nothing; only $DATA does, "
+                "the folder given with --data"
+            )
         if self.data is None:
             raise RecipeError(
                 f"{self.shown}: {value} needs the data folder: "
                 f"give --data DIR or set {DATA_VARIABLE}"
             )
-        return self.data / value.removeprefix("$DATA").lstrip("/")
+        return self.data / rest.lstrip("/")
 
 
 def find_recipe(name: str) -> Path:
@@ -266,12 +302,13 @@ def find_recipe(name: str) -> Path:
     if path.is_file():
         return path
     shipped = Path(str(files("simo_build.recipes")))
-    for candidate in (shipped / name, shipped / f"{name}.yaml"):
-        if path.name == name and candidate.is_file():
-            return candidate
     names = sorted(entry.name for entry in shipped.glob("*.yaml"))
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in names:
+            return shipped / candidate
+    stems = [known.removesuffix(".yaml") for known in names]
+    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), stems, n=1)
+    hint = f"; did you mean '{close[0]}.yaml'?" if close else ""
     raise RecipeError(f"{name}: there is no such recipe{hint} (shipped: {', '.join(names)})")
 
 
@@ -285,13 +322,13 @@ def load_recipe(
         content = yaml.load(text, Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{name}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates can be impossible
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{name}:\n{listing(_faults(error))}") from error
-    if data is None and DATA_VARIABLE in os.environ:
+    if data is None and os.environ.get(DATA_VARIABLE):
         data = Path(os.environ[DATA_VARIABLE])
     return LoadedRecipe(
         recipe=recipe, text=text, folder=path.parent, shown=name, data=data, experts=experts
@@ -300,37 +337,58 @@ def load_recipe(
 
 def _faults(error: ValidationError) -> list[str]:
     """Turn pydantic's report into one line a fault, the key first."""
-    names = sorted({name for part in _parts(Recipe) for name in part.model_fields})
     lines = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(step) for step in fault["loc"]) or "the file"
+        key = ".".join(str(step) for step in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
+            names = list(_part_at(fault["loc"]).model_fields)
             close = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1)
             text = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-        lines.append(f"{key}: {text}")
+            text += f" (there are: {', '.join(names)})"
+        elif fault["type"] in {"model_type", "dict_type"}:
+            text = "must be keys with values, `key: value`"
+            key = key or "the file"
+        lines.append(f"{key}: {text}" if key else text)
     return lines
 
 
-def _parts(part: type[Part]) -> list[type[Part]]:
-    found = [part]
-    for kind in Part.__subclasses__():
-        if kind is not part:
-            found.append(kind)
-    return found
+def _part_at(location: tuple[int | str, ...]) -> type[Part]:
+    """Follow the path of a key, over lists and names of tasks, to the part that holds it."""
+    part: type[Part] = Recipe
+    for step in location[:-1]:
+        if step in part.model_fields:
+            part = _part_in(part.model_fields[str(step)].annotation) or part
+    return part
+
+
+def _part_in(annotation: object) -> type[Part] | None:
+    """Find the part in an annotation such as `dict[str, TaskPart]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next(filter(None, map(_part_in, get_args(annotation))), None)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without the trap that a key given twice silently means its last value."""
+    """YAML without two traps: a key given twice means its last value, and 1e-3 is a string."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {sorted(map(str, twice))[0]!r} stands twice", node.start_mark
-            )
+        if isinstance(node, yaml.MappingNode):  # a tag can claim it of any node
+            plain = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [self.construct_object(key, deep=True) for key in plain]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {str(twice[0])!r} stands twice", node.start_mark
+                )
         return super().construct_mapping(node, deep=deep)
+
+
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"),
+    list("-+.0123456789"),
+)
 
 
 def digest(content: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from simo_build.checkpoints import read_tensors, write_tensors
 from simo_build.progress import Progress
 from simo_build.recipe import digest
 from simo_build.statedict import StateDict
+from simo_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,23 @@ class Stages:
         """Give the kept result of a stage with these inputs, or make it and keep it."""
         key = digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
         path = self.root / f"{name}-{key[:16]}.safetensors"
-        if path.is_file():
-            tensors, metadata = read_tensors(path)
+        if kept := _kept(path):
             self.progress.say(f"{name}: kept from an earlier build")
-            return Result(tensors, json.loads(metadata["log"]), key)
+            return Result(*kept, key)
         self.progress.say(f"{name} ...")
         tensors, log = make()
         write_tensors(path, tensors, {"log": json.dumps(log, sort_keys=True)})
         # JSON turns tuples into lists: give what a later build will read.
         return Result(tensors, json.loads(json.dumps(log)), key)
+
+
+def _kept(path: Path) -> tuple[StateDict, dict[str, Any]] | None:
+    """Read a kept result; one that is missing or damaged is None, since it can be made again."""
+    try:
+        tensors, metadata = read_tensors(path)
+        return tensors, dict(json.loads(metadata["log"]))
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
 
 
 @cache

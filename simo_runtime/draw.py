@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-# Twenty colours that stay apart from each other, light enough to lie over a photo.
+# Twenty colours at least 25 apart in CIELAB, light enough to lie over a photo.
 PALETTE_K3: Pixels = np.array(
     [
         (78, 121, 167), (242, 142, 43), (89, 161, 79), (225, 87, 89), (176, 122, 161),
         (237, 201, 72), (118, 183, 178), (255, 157, 167), (156, 117, 95), (186, 176, 172),
-        (55, 126, 184), (152, 78, 163), (77, 175, 74), (228, 120, 28), (247, 129, 191),
-        (166, 206, 227), (178, 223, 138), (251, 154, 153), (106, 61, 154), (202, 178, 214),
+        (112, 76, 196), (220, 52, 160), (40, 244, 196), (184, 244, 100), (220, 232, 160),
+        (40, 136, 244), (244, 148, 244), (148, 136, 52), (76, 112, 76), (244, 184, 124),
     ],
     dtype=np.uint8,
 )  # fmt: skip

@@ -75,6 +75,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _claimed_size(data: bytes, path: Path) -> tuple[int, int]:
     """Find (width, height) in the header of a file, and see that its end is there."""
+    if not data:
+        raise ImageError(f"{path}: the file is empty")
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg_size(data, path)

@@ -45,7 +45,7 @@ def as_png(prediction: Prediction) -> NDArray[np.uint8] | NDArray[np.uint16]:
     values = prediction.values
     if prediction.task.kind == "depth":
         metres = np.clip(np.nan_to_num(values), 0.0, 65.535)
-        return np.rint(metres * 1000.0).astype(np.uint16)
+        return np.asarray(np.rint(metres * 1000.0), np.uint16)
     if prediction.task.kind == "normals":
         return np.clip(np.rint((values[..., ::-1] + 1.0) * 127.5), 0, 255).astype(np.uint8)
     return values.astype(np.uint8)

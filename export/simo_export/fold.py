@@ -58,8 +58,8 @@ class PlainBlock(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x_BSD)).reshape(-1, self.tokens, 3, self.heads, self.head_width)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self.q_norm(query), self.k_norm(key)
+        stacked = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = self.q_norm(stacked[0]), self.k_norm(stacked[1]), stacked[2]
         if self.late_scale != 1.0:
             query = query * self.late_scale
         mixed = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value

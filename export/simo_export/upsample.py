@@ -12,15 +12,16 @@ def to_image(coarse_BKhw: Tensor, geometry: Geometry, *, positive: bool, first: 
     `first` > 1 upsamples that many times before the positive part is taken.
     """
     if first > 1:
-        h, w = geometry.grid
-        coarse_BKhw = _resize(coarse_BKhw, (h * first, w * first))
+        coarse_BKhw = _enlarge(coarse_BKhw, (float(first), float(first)))
     if positive:
         coarse_BKhw = coarse_BKhw.relu()
+    tall, broad = geometry.patch
+    padded = _enlarge(coarse_BKhw, (tall / first, broad / first))
     left, right, top, bottom = geometry.pads
     high, wide = geometry.padded_size
-    padded = _resize(coarse_BKhw, (high, wide))
     return padded[:, :, top : high - bottom, left : wide - right]
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+def _enlarge(maps: Tensor, factors: tuple[float, float]) -> Tensor:
+    # Factors and not sizes: a size would put the batch's shape arithmetic into the graph.
+    return F.interpolate(maps, scale_factor=factors, mode="bilinear", align_corners=False)

@@ -1,0 +1,32 @@
+"""Whether TensorRT can be used on this machine, and if not, what is missing."""
+
+from importlib import import_module
+
+from simo_engines.machine import find_gpu
+from simo_runtime.errors import BackendError
+
+OLDEST = 10  # the first with every call of plan.py
+INSTALL = "pip install 'simo-runtime[tensorrt]', on a machine with an NVIDIA GPU and its driver"
+
+
+def why_not() -> str | None:
+    """Say why TensorRT cannot be used here and what to install, or None if it can."""
+    try:
+        tensorrt_version()
+        find_gpu()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def tensorrt_version() -> str:
+    """Import TensorRT and give its version; BackendError says what to install."""
+    try:
+        version = str(import_module("tensorrt").__version__)
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error.name} is not installed: {INSTALL}") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"TensorRT cannot be loaded: {error}\nIt needs: {INSTALL}") from error
+    if int(version.split(".")[0]) < OLDEST:
+        raise BackendError(f"TensorRT is {version}; {OLDEST}.0 or newer is needed: {INSTALL}")
+    return version

@@ -1,0 +1,192 @@
+"""Graphs: lean, deterministic, with a dynamic batch, and refused when they differ from PyTorch."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simo_build.encoder import Encoder, randomise
+from simo_build.export import to_graphs
+from simo_build.heads import make_head
+from simo_build.recipe import Recipe
+from simo_build.train import feature_shape
+from simo_export.bundle import sweep, write_bundle
+from simo_export.check import Graph, agreement, gate
+from simo_export.graph import export_graph, save_graph, without_output
+from simo_runtime.bundle import Bundle, Manifest
+from simo_runtime.errors import ExportError
+from simo_runtime.tasks import TaskSpec
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "tiny",
+        "encoder": {
+            "model": "vit_base_patch14_dinov2",
+            "options": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+            "taps": [1, 2],
+        },
+        "base": "random(0)",
+        "image": {"size": [30, 45]},  # not a multiple of the patch, so it is padded
+        "tasks": {
+            "seg": {"kind": "segmentation", "labels": ["a", "b", "c"]},
+            "depth": {"kind": "depth"},
+            "normals": {"kind": "normals"},
+        },
+    }
+)
+# What makes a graph slow or fragile: sizes computed while it runs, and scales left unfolded.
+UNWANTED = {"Shape", "Concat", "Expand", "ConstantOfShape", "Where", "Mul", "BatchNormalization"}
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, onnx.ModelProto]:
+    encoder = Encoder(RECIPE.encoder, RECIPE.image)
+    randomise(encoder, 0)
+    heads = {
+        task: make_head("linear", spec, feature_shape(encoder), seed=0)
+        for task, spec in RECIPE.specs().items()
+    }
+    made = to_graphs(encoder, heads, RECIPE)
+    return {"encoder": made.encoder, **made.heads}
+
+
+@pytest.mark.parametrize("name", ["encoder", "seg", "depth", "normals"])
+def test_no_graph_computes_sizes_or_carries_what_folds_away(
+    graphs: dict[str, onnx.ModelProto], name: str
+) -> None:
+    counts = Counter(node.op_type for node in graphs[name].graph.node)
+    assert not UNWANTED & set(counts)
+
+
+def test_the_encoder_has_the_nodes_that_it_needs_and_no_more(
+    graphs: dict[str, onnx.ModelProto],
+) -> None:
+    counts = Counter(node.op_type for node in graphs["encoder"].graph.node)
+    assert counts["MatMul"] == 2 * 6  # qkv, q k, scores v, proj, fc1, fc2 in each of two blocks
+    assert counts["LayerNormalization"] == 2 * 2
+    assert counts["Conv"] == counts["Pad"] == 1  # the image's padding is the convolution's own
+    assert sum(counts.values()) <= 2 * 24 + 8
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_batch_is_dynamic(graphs: dict[str, onnx.ModelProto], batch: int) -> None:
+    pixels = np.zeros((batch, 30, 45, 3), np.uint8)
+    taps = Graph(graphs["encoder"])({"image": pixels})
+    assert taps["tap2"].shape == (batch, 1 + 3 * 4, 32)
+    assert Graph(graphs["seg"])(taps)["seg"].shape == (batch, 30, 45)
+    assert Graph(graphs["depth"])(taps)["depth"].shape == (batch, 30, 45)
+    assert Graph(graphs["normals"])(taps)["normals"].shape == (batch, 3, 30, 45)
+
+
+def test_outputs_leave_the_graph_ready_to_use(graphs: dict[str, onnx.ModelProto]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 30, 45, 3), dtype=np.uint8)
+    taps = Graph(graphs["encoder"])({"image": pixels})
+    assert Graph(graphs["seg"])(taps)["seg"].dtype == np.uint8
+    assert (Graph(graphs["depth"])(taps)["depth"] >= 0).all()
+    normals = Graph(graphs["normals"])(taps)["normals"]
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-5)
+
+
+def test_a_graph_says_nothing_of_the_machine_that_made_it(
+    graphs: dict[str, onnx.ModelProto],
+) -> None:
+    for model in graphs.values():
+        text = str(model.graph.node) + str(model.metadata_props) + model.doc_string
+        assert ".py" not in text
+        assert "torch" not in text
+
+
+class Twice(nn.Module):
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values * 2, values.relu()
+
+
+def test_an_output_can_be_left_out() -> None:
+    model = export_graph(Twice(), [torch.ones(2, 3)], inputs=["x"], outputs=["raw", "done"])
+    assert Graph(without_output(model, "raw")).outputs == ["done"]
+    assert Graph(model).outputs == ["raw", "done"]
+
+
+def test_weights_lie_beside_the_graph_and_are_readable(tmp_path: Path) -> None:
+    module = nn.Linear(64, 64)
+    model = export_graph(module, [torch.ones(2, 64)], inputs=["x"], outputs=["y"])
+    save_graph(model, tmp_path, "linear")
+    assert (tmp_path / "linear.bin").stat().st_size >= 64 * 64 * 4
+    assert (tmp_path / "linear.onnx").stat().st_size < 2000
+    assert (tmp_path / "linear.bin").stat().st_mode == (tmp_path / "linear.onnx").stat().st_mode
+    values = np.ones((1, 64), np.float32)
+    found = Graph(tmp_path / "linear.onnx")({"x": values})["y"]
+    expected = module(torch.from_numpy(values)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_agreement_by_hand() -> None:
+    # (3, 4) and (4, 3): 24 / 25; the largest difference is 1; the metric goes from 0.5 to 0.4
+    found = agreement("t", np.array([3.0, 4.0]), np.array([4.0, 3.0]), metrics=(0.5, 0.4))
+    assert found.cosine == pytest.approx(0.96)
+    assert found.largest_difference == 1.0
+    assert found.metric_change == pytest.approx(0.2)
+
+
+def test_two_empty_maps_agree() -> None:
+    assert agreement("t", np.zeros(3), np.zeros(3), metrics=None).cosine == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "metrics", "message"),
+    [
+        ([3.0, 4.0], [4.0, 3.0], None, r"depth: cosine 0\.960000, at least 0\.9999"),
+        ([1.0], [1.0], (0.5, 0.501), "from 0.5 to 0.501, a change of 0.200%"),
+        ([1.0], [float("nan")], None, "depth: cosine nan"),
+    ],
+)
+def test_the_gate_names_what_differs(
+    one: list[float], other: list[float], metrics: tuple[float, float] | None, message: str
+) -> None:
+    found = agreement("depth", np.array(one), np.array(other), metrics=metrics)
+    with pytest.raises(ExportError, match=message):
+        gate([found], cosine=0.9999, metric_change=0.001)
+
+
+def manifest() -> Manifest:
+    spec = TaskSpec(name="depth", kind="depth", channels=1, metric="absolute_error")
+    half = (0.5, 0.5, 0.5)
+    return Manifest(
+        name="tiny",
+        image_size=(8, 8),
+        fit="stretch",
+        mean=half,
+        std=half,
+        features=("tap1",),
+        tasks=(spec,),
+        files={},
+    )
+
+
+def fill(folder: Path) -> None:
+    (folder / "encoder.onnx").write_bytes(b"encoder")
+    (folder / "depth.onnx").write_bytes(b"depth")
+
+
+def test_a_failure_while_writing_leaves_the_old_bundle_as_it_was(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), fill)
+
+    def fail(folder: Path) -> None:
+        (folder / "encoder.onnx").write_bytes(b"half")
+        raise ExportError("no")
+
+    with pytest.raises(ExportError):
+        write_bundle(tmp_path / "b", manifest(), fail)
+    assert (Bundle.open(tmp_path / "b").root / "encoder.onnx").read_bytes() == b"encoder"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_a_killed_build_left_is_swept_away(tmp_path: Path) -> None:
+    dead = tmp_path / ".b.999999999.partial"
+    dead.mkdir()
+    sweep(tmp_path / "b")
+    assert not dead.exists()
