@@ -2,8 +2,8 @@
 
     python build_engines/record_api.py tests/tensorrt-api.json
 
-Run by hand, on Linux x86-64 with a C compiler, after a change of `simo_engines/plan.py` or for a
-newer TensorRT. The bindings are wheels of a megabyte and need TensorRT's libraries only for nine
+Run by hand, on Linux x86-64 with a C compiler, after a change of the package or for a newer
+TensorRT. The bindings are wheels of a megabyte and need TensorRT's libraries only for nine
 functions that are called when objects are made. With empty stand-ins for those, the bindings can
 be imported without TensorRT and without a GPU, and tell every class, method, argument and value
 that they have. Nothing can be built that way: names and arguments are checked, behaviour is not.
@@ -92,6 +92,11 @@ class Use:
         return f"{self.owner}.{self.member}"
 
 
+def sources() -> list[Path]:
+    """List the files of the package."""
+    return sorted((Path(__file__).parent / "simo_engines").glob("*.py"))
+
+
 def uses(source: str, api: Api) -> list[Use]:
     """Find every use of TensorRT in a module that imports it as `trt`.
 
@@ -142,12 +147,13 @@ class _Reader:
         """Count the methods that override those of a base class `trt.X`."""
         for base in node.bases:
             thing = _annotated(base)
-            methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
-            for method in methods if thing else []:
-                # Which of a subclass's methods are its own is not written down: all override.
-                assert thing is not None
-                given = len(method.args.args) - 1 if method.name != "__init__" else 0
-                self.use(method, thing.owner, method.name, positional=given)
+            if thing is None:
+                continue
+            for method in node.body:
+                # Which methods are the subclass's own is not written down: all must override.
+                if isinstance(method, ast.FunctionDef):
+                    given = len(method.args.args) - 1 if method.name != "__init__" else 0
+                    self.use(method, thing.owner, method.name, positional=given)
 
     def assign(self, node: ast.AST, scope: dict[str, Thing]) -> ast.AST | None:
         """Bind a variable and give the value that was read; refuse what cannot be followed."""
@@ -327,7 +333,6 @@ def main() -> None:
         print(json.dumps({module.__version__: describe(module)}))
         return
     (target,) = map(Path, sys.argv[1:])
-    source = (Path(__file__).parent / "simo_engines" / "plan.py").read_text(encoding="utf-8")
     table = {}
     for wheel in WHEELS:
         with tempfile.TemporaryDirectory() as name:
@@ -338,9 +343,11 @@ def main() -> None:
                 command, env={"PYTHONPATH": name}, stdout=subprocess.PIPE, check=True
             ).stdout
         ((version, api),) = json.loads(out).items()
-        found = uses(source, api)
-        for fault in faults(found, api):
-            sys.exit(f"TensorRT {version}: plan.py, {fault}")
+        found = []
+        for path in sources():
+            found += uses(path.read_text(encoding="utf-8"), api)
+            for fault in faults(found, api):
+                sys.exit(f"TensorRT {version}: {path.name}, {fault}")
         table[version] = pruned(found, api)
         print(f"TensorRT {version}: {len({use.name for use in found})} names", file=sys.stderr)
     target.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")

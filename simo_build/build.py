@@ -26,11 +26,11 @@ from simo_build.progress import Progress
 from simo_build.realign import realign_head
 from simo_build.recipe import LoadedRecipe, Recipe, digest
 from simo_build.stages import Result, Stages, code_hash
-from simo_build.statedict import StateDict, add, part, prefixed, subtract
+from simo_build.statedict import StateDict, add, misfits, part, prefixed, subtract
 from simo_build.train import device, expert_path, feature_shape, train_expert
 from simo_export.graph import EXPORTER
 from simo_runtime.bundle import MANIFEST, Bundle
-from simo_runtime.errors import BundleError, CheckpointError, RecipeError
+from simo_runtime.errors import BundleError, CheckpointError, RecipeError, listing
 from simo_runtime.metrics import METRICS
 
 PACKAGES = ("simo-runtime", "torch", "timm", "onnx", "onnxscript", "numpy", "safetensors")
@@ -86,8 +86,19 @@ class Workshop:
                 )
             expert = read_expert(path, like=description(self.recipe, task, self.base_hash))
             self.encoder.load(expert.encoder, source=str(path))  # refuses what does not fit
+            self._check_head(expert)
             found[task] = expert
         return found
+
+    def _check_head(self, expert: Expert) -> None:
+        """Refuse an expert whose head is not the recipe's, before any work."""
+        head = self.heads()[expert.task]
+        faults = list(misfits(expert.head, head.state_dict()))
+        if faults:
+            raise CheckpointError(
+                f"{expert.source}: {len(faults)} head tensors do not fit a "
+                f"{self.recipe.tasks[expert.task].head} head\n{listing(faults)}"
+            )
 
     @cached_property
     def samples(self) -> dict[str, Samples]:

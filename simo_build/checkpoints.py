@@ -8,6 +8,7 @@ task. Nothing is ever unpickled: a `.pt` file is read with weights_only=True or 
 import json
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,18 @@ from simo_runtime.errors import CheckpointError, listing
 
 FORMAT = "simo.expert/1"
 METADATA = "simo"
+# What torch.load raises, by and by, when the bytes of a file are changed.
+DAMAGE = (
+    pickle.UnpicklingError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +69,17 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 def _read_pickle(path: Path) -> StateDict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path}: cannot be read as plain tensors, and nothing else is unpickled: {reason}"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(f"{path}: not a dictionary of tensors")
     return dict(state)
 

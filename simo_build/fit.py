@@ -119,7 +119,7 @@ def refuse_nan(loss: Tensor, label: str, epoch: int, index: Tensor) -> None:
     if not torch.isfinite(loss):
         shown = ", ".join(str(int(i)) for i in index[:8]) + (" ..." if len(index) > 8 else "")
         raise TrainError(
-            f"{label}: the loss is {float(loss)} in epoch {epoch}, on the images {shown} "
+            f"{label}: the loss is {loss.item()} in epoch {epoch}, on the images {shown} "
             "of the split; a lower learning rate may help"
         )
 

@@ -1,7 +1,5 @@
 """Whether TensorRT can be used on this machine, and if not, what is missing."""
 
-from importlib import import_module
-
 from simo_engines.machine import find_gpu
 from simo_runtime.errors import BackendError
 
@@ -22,11 +20,12 @@ def why_not() -> str | None:
 def tensorrt_version() -> str:
     """Import TensorRT and give its version; BackendError says what to install."""
     try:
-        version = str(import_module("tensorrt").__version__)
+        import tensorrt as trt  # late: it is not needed to say that it is missing
     except ModuleNotFoundError as error:
         raise BackendError(f"{error.name} is not installed: {INSTALL}") from error
     except (ImportError, OSError) as error:
         raise BackendError(f"TensorRT cannot be loaded: {error}\nIt needs: {INSTALL}") from error
+    version = str(trt.__version__)
     if int(version.split(".")[0]) < OLDEST:
         raise BackendError(f"TensorRT is {version}; {OLDEST}.0 or newer is needed: {INSTALL}")
     return version

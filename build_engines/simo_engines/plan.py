@@ -65,7 +65,7 @@ def _builder(logger: Listener) -> "trt.Builder":
     try:
         return trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a null pointer
-        found = listing(logger.errors) or "  it does not say why"
+        found = listing(logger.errors or [str(error)])
         raise BackendError(f"TensorRT cannot start on this machine\n{found}") from error
 
 

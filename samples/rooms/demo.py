@@ -19,16 +19,16 @@ from samples.rooms.render import write_dataset, write_photos  # noqa: E402  # pa
 from simo_runtime import Predictor, read_image  # noqa: E402
 
 OUT = Path("demo")
-PHOTOS = 4
+PHOTOS, SEED = 3, 5
 
 
 def main() -> None:
     """Draw, build, predict, and say where everything is."""
     start = time.monotonic()
     command = Path(sys.executable).parent
-    say("1. Drawing 128 small rooms with their truth, and four large photos")
+    say("1. Drawing 128 small rooms with their truth, and three large photos")
     write_dataset(OUT / "data" / "rooms", (120, 160), {"realign": 96, "select": 32}, 0, processes=2)
-    write_photos(OUT / "photos", (480, 640), PHOTOS, 0, processes=2)
+    write_photos(OUT / "photos", (480, 640), PHOTOS, SEED, processes=2)
     say("2. Building the bundle: simo-build --recipe samples/rooms/rooms.yaml")
     build = [command / "simo-build", "--recipe", HERE / "rooms.yaml", "--data", OUT / "data"]
     build += ["-o", OUT / "bundles" / "rooms"]
