@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from simo_build.checkpoints import Expert, description, load_base, read_expert
@@ -185,7 +186,7 @@ def _merge(work: Workshop) -> tuple[StateDict, dict[str, Any]]:
         work.stages.progress.say(
             f"merge: {params}: normalised performance {tried[-1]['normalised_performance']:.4f}"
         )
-    best = max(tried, key=lambda one: float(one["normalised_performance"]))
+    best = max(tried, key=lambda one: np.nan_to_num(one["normalised_performance"], nan=-np.inf))
     merged = add(work.base, method(deltas, **best["params"]))
     return merged, {"params": best["params"], "experts": experts, "tried": tried}
 

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from simo_build.progress import Progress
 from simo_build.recipe import LoadedRecipe, TaskPart, digest
 from simo_runtime.errors import DataError, unknown
-from simo_runtime.image import Placement, read_image
+from simo_runtime.image import read_image
 from simo_runtime.metrics import IGNORE, unit
+from simo_runtime.placement import Placement
 
 Array = NDArray[Any]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from simo_runtime.errors import BundleError, SimoError, listing, unknown
-from simo_runtime.image import Fit
+from simo_runtime.placement import Fit
 from simo_runtime.tasks import TaskSpec, kind_named
 
 SCHEMA = "simo.bundle/1"

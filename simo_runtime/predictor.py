@@ -13,7 +13,8 @@ from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.draw import blend
 from simo_runtime.errors import ImageError
-from simo_runtime.image import Pixels, Placement, read_image
+from simo_runtime.image import Pixels, read_image
+from simo_runtime.placement import Placement
 from simo_runtime.tasks import TaskSpec, kind_named
 
 ColourOrder = Literal["RGB", "BGR"]

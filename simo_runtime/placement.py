@@ -1,0 +1,54 @@
+"""Fit a photo to the network's size, and bring predictions back to the photo's."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.image import Pixels
+
+Fit = Literal["stretch", "letterbox"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image of `source` (height, width) lies in the network's image, and how it got there.
+
+    `stretch` fills the network's image and ignores the aspect ratio; `letterbox` keeps the aspect
+    ratio, centres the image and fills the rest with the mean colour.
+    """
+
+    source: tuple[int, int]
+    target: tuple[int, int]
+    fit: Fit
+
+    @property
+    def inner(self) -> tuple[int, int, int, int]:
+        """The part of the network's image that shows the source: (top, left, height, width)."""
+        high, wide = self.target
+        if self.fit == "stretch":
+            return 0, 0, high, wide
+        scale = min(high / self.source[0], wide / self.source[1])
+        h = min(high, max(1, round(self.source[0] * scale)))
+        w = min(wide, max(1, round(self.source[1] * scale)))
+        return (high - h) // 2, (wide - w) // 2, h, w
+
+    def apply(self, image_HW3: Pixels, *, fill: tuple[int, int, int]) -> Pixels:
+        """Bring an image to the network's size; `fill` is the RGB colour of the bars."""
+        top, left, h, w = self.inner
+        shrinks = h * w < self.source[0] * self.source[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        resized = cv2.resize(image_HW3, (w, h), interpolation=method)
+        if (h, w) == self.target:
+            return np.asarray(resized, np.uint8)
+        canvas = np.empty((*self.target, 3), np.uint8)
+        canvas[:] = fill
+        canvas[top : top + h, left : left + w] = resized
+        return canvas
+
+    def crop(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Cut the part that shows the source out of a map (H, W, ...) at the network's size."""
+        top, left, h, w = self.inner
+        return np.ascontiguousarray(values[top : top + h, left : left + w])
