@@ -98,7 +98,7 @@ class TestPlacementByHand:
         assert Placement(source, (32, 48), "letterbox").inner == inner
 
     def test_an_image_of_the_targets_size_is_left_as_it_is(self) -> None:
-        image = textured()
+        image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
         place = Placement((64, 96), (64, 96), "letterbox")
         np.testing.assert_array_equal(place.apply(image, fill=(0, 0, 0)), image)
 
