@@ -194,9 +194,11 @@ def _grid(
 ) -> tuple[int, int] | None:
     """Find the grid of a position embedding: known, timm's own, the encoder's, or a square."""
     patch, side = encoder.geometry.patch, math.isqrt(max(patches, 0))
-    trained = getattr(encoder.vit, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-2:]
-    sizes = [size for size in (image_size, trained) if size is not None]
-    grids = [Geometry(image_size=size, patch=patch).grid for size in sizes]
+    grids = []
+    if image_size is not None:
+        grids.append(Geometry(image_size=image_size, patch=patch).grid)
+    trained = getattr(encoder.vit, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    grids.append((trained[1] // patch[0], trained[2] // patch[1]))  # timm cuts, it does not pad
     every = [*grids, encoder.geometry.grid, (side, side)]
     return next((grid for grid in every if 0 < grid[0] * grid[1] == patches), None)
 

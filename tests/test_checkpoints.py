@@ -1,4 +1,4 @@
-"""Weights on disk: what is read comes back as it was, what does not fit is refused with a reason."""
+"""Weights on disk: what is read comes back as it was, and what does not fit is refused."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def about(given: LoadedRecipe, base_hash: str = "abc") -> dict[str, Any]:
 def head() -> dict[str, Tensor]:
     return {
         "project.weight": torch.arange(6.0).reshape(2, 3),
-        "norm.num_batches_tracked": torch.tensor(70_001),
+        "norm.num_batches_tracked": torch.tensor(4097),  # no float16
     }
 
 
@@ -321,6 +321,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(RuntimeError):
         write_tensors(path, {"a": shared, "b": shared}, {})  # safetensors refuses to
     assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_write_that_cannot_be_renamed_leaves_no_partial_file(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_tensors(tmp_path / "x.safetensors", head(), {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
 
 

@@ -1,5 +1,7 @@
 """The shared encoder: which models it takes, its sizes and taps, and its random weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,7 +125,7 @@ def test_an_image_is_padded_to_whole_patches(
 )
 @torch.inference_mode()
 def test_every_tap_has_the_tokens_before_the_patches_and_the_patches(
-    options: dict[str, object], prefix: int
+    options: dict[str, Any], prefix: int
 ) -> None:
     taps = make_encoder(size=(30, 45), **options)(pixels((30, 45)))
     assert [tap.shape for tap in taps] == [(2, prefix + 6, 32)] * 2
