@@ -21,12 +21,14 @@ from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
 from simo_build.export import export_bundle, noise
 from simo_build.features import compute_features
+from simo_build.hashing import code_hash, digest
 from simo_build.heads import Head, make_head
+from simo_build.loading import LoadedRecipe
 from simo_build.merge import candidates, method_named
 from simo_build.progress import Progress
 from simo_build.realign import realign_head
-from simo_build.recipe import LoadedRecipe, Recipe, digest
-from simo_build.stages import Result, Stages, code_hash
+from simo_build.recipe import Recipe
+from simo_build.stages import Result, Stages
 from simo_build.statedict import StateDict, add, misfits, part, prefixed, subtract
 from simo_build.train import device, expert_path, feature_shape, train_expert
 from simo_export.graph import EXPORTER

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from simo_build.encoder import Encoder, adapt, randomise
-from simo_build.recipe import LoadedRecipe, Recipe
+from simo_build.loading import LoadedRecipe
+from simo_build.recipe import Recipe
 from simo_build.statedict import StateDict, part, prefixed, state_hash
 from simo_runtime.errors import CheckpointError, listing
 
@@ -91,6 +92,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, partial, metadata=dict(metadata))
+        partial.chmod(0o644)  # safetensors writes for the owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -65,8 +65,8 @@ def train_command(recipe: str, task: str, data: Path | None, experts: Path) -> N
 
     An expert that was trained with the same settings before is kept. Prints one file a line.
     """
+    from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.recipe import load_recipe
     from simo_build.train import train_expert
 
     loaded = load_recipe(recipe, data=data, experts=experts)
@@ -91,8 +91,8 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     Finished stages are kept beside the bundle and skipped the next time. Prints the bundle's path.
     """
     from simo_build.build import build
+    from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.recipe import load_recipe
 
     loaded = load_recipe(recipe, data=data, experts=experts)
     bundle = build(loaded, out or Path("bundles") / loaded.recipe.name, progress=Bars())
@@ -135,8 +135,8 @@ def eval_command(
 
     Builds the bundle first if it is not there.
     """
+    from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.recipe import load_recipe
     from simo_build.report import study, table, write_json
 
     loaded = load_recipe(recipe, data=data, experts=experts)

@@ -21,8 +21,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from simo_build.hashing import digest
+from simo_build.loading import LoadedRecipe
 from simo_build.progress import Progress
-from simo_build.recipe import LoadedRecipe, TaskPart, digest
+from simo_build.recipe import TaskPart
 from simo_runtime.errors import DataError, unknown
 from simo_runtime.image import read_image
 from simo_runtime.metrics import IGNORE, unit
@@ -84,7 +86,10 @@ class FolderDataset:
         return DECODERS[task.kind](self, path, raw, task)
 
     def fingerprint(self) -> str:
-        return digest({"meta": self.meta})
+        """Hash meta.json and the names and sizes of all files; reading them all would be slow."""
+        paths = sorted(path for path in self.root.rglob("*") if path.is_file())
+        sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+        return digest({"meta": self.meta, "sizes": sizes})
 
     def table(self, name: str) -> NDArray[np.uint8]:
         """Give the table (256,) from stored classes to the recipe's; 255 stays 255."""

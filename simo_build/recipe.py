@@ -4,32 +4,21 @@ Paths in a recipe that start with `$DATA` are taken from the folder given with `
 environment variable SIMO_DATA; any other relative path is relative to the recipe's own folder.
 """
 
-import difflib
-import hashlib
-import json
-import os
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from simo_runtime.errors import RecipeError, SimoError, listing
+from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
 
-DATA_VARIABLE = "SIMO_DATA"
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
@@ -265,133 +254,3 @@ def _checked(look_up: Any, name: str) -> str:
     except SimoError as error:  # pydantic keeps the path of the key only for a ValueError
         raise ValueError(str(error)) from error
     return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedRecipe:
-    """A recipe, the text it was read from, and where the things it names lie."""
-
-    recipe: Recipe
-    text: str
-    folder: Path  # relative paths start here
-    shown: str  # the recipe as the user named it, for messages
-    data: Path | None  # what $DATA stands for
-    experts: Path  # where simo-train keeps experts
-
-    def locate(self, value: str) -> Path:
-        """Turn a path of the recipe into one of this machine."""
-        first, _, rest = value.partition("/")
-        if not first.startswith("$"):
-            return self.folder / value
-        if first != "$DATA":
-            raise RecipeError(
-                f"{self.shown}: {value}: {first} stands for nothing; only $DATA does, "
-                "the folder given with --data"
-            )
-        if self.data is None:
-            raise RecipeError(
-                f"{self.shown}: {value} needs the data folder: "
-                f"give --data DIR or set {DATA_VARIABLE}"
-            )
-        return self.data / rest.lstrip("/")
-
-
-def find_recipe(name: str) -> Path:
-    """Find a recipe: a file of that name first, then one that ships, with or without `.yaml`."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = Path(str(files("simo_build.recipes")))
-    names = sorted(entry.name for entry in shipped.glob("*.yaml"))
-    for candidate in (name, f"{name}.yaml"):
-        if candidate in names:
-            return shipped / candidate
-    stems = [known.removesuffix(".yaml") for known in names]
-    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), stems, n=1)
-    hint = f"; did you mean '{close[0]}.yaml'?" if close else ""
-    raise RecipeError(f"{name}: there is no such recipe{hint} (shipped: {', '.join(names)})")
-
-
-def load_recipe(
-    name: str, *, data: Path | None = None, experts: Path = Path("experts")
-) -> LoadedRecipe:
-    """Read and check a recipe; RecipeError names the file, the key and what is allowed."""
-    path = find_recipe(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates can be impossible
-        raise RecipeError(f"{name}: not valid YAML: {error}") from error
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(f"{name}:\n{listing(_faults(error))}") from error
-    if data is None and os.environ.get(DATA_VARIABLE):
-        data = Path(os.environ[DATA_VARIABLE])
-    return LoadedRecipe(
-        recipe=recipe, text=text, folder=path.parent, shown=name, data=data, experts=experts
-    )
-
-
-def _faults(error: ValidationError) -> list[str]:
-    """Turn pydantic's report into one line a fault, the key first."""
-    lines = []
-    for fault in error.errors(include_url=False):
-        key = ".".join(str(step) for step in fault["loc"])
-        text = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            names = list(_part_at(fault["loc"]).model_fields)
-            close = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1)
-            text = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-            text += f" (there are: {', '.join(names)})"
-        elif fault["type"] in {"model_type", "dict_type"}:
-            text = "must be keys with values, `key: value`"
-            key = key or "the file"
-        lines.append(f"{key}: {text}" if key else text)
-    return lines
-
-
-def _part_at(location: tuple[int | str, ...]) -> type[Part]:
-    """Follow the path of a key, over lists and names of tasks, to the part that holds it."""
-    part: type[Part] = Recipe
-    for step in location[:-1]:
-        if step in part.model_fields:
-            part = _part_in(part.model_fields[str(step)].annotation) or part
-    return part
-
-
-def _part_in(annotation: object) -> type[Part] | None:
-    """Find the part in an annotation such as `dict[str, TaskPart]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    return next(filter(None, map(_part_in, get_args(annotation))), None)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without two traps: a key given twice means its last value, and 1e-3 is a string."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        if isinstance(node, yaml.MappingNode):  # a tag can claim it of any node
-            plain = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            keys = [self.construct_object(key, deep=True) for key in plain]
-            twice = [key for key in keys if keys.count(key) > 1]
-            if twice:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {str(twice[0])!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"),
-    list("-+.0123456789"),
-)
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """Hash plain values; equal content gives an equal hash, whatever its order."""
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -26,9 +26,9 @@ from simo_build.build import (
     versions,
 )
 from simo_build.data import Samples
+from simo_build.loading import LoadedRecipe
 from simo_build.losses import as_measured
 from simo_build.progress import Progress
-from simo_build.recipe import LoadedRecipe
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict
 from simo_runtime import backends

@@ -4,20 +4,17 @@ A stage's result is a dictionary of tensors and a dictionary of plain values, in
 file that appears whole or not at all.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from simo_build.checkpoints import read_tensors, write_tensors
+from simo_build.hashing import code_hash, digest
 from simo_build.progress import Progress
-from simo_build.recipe import digest
 from simo_build.statedict import StateDict
 from simo_runtime.errors import CheckpointError
 
@@ -64,13 +61,3 @@ def _kept(path: Path) -> tuple[StateDict, dict[str, Any]] | None:
         return tensors, dict(json.loads(metadata["log"]))
     except (CheckpointError, KeyError, TypeError, ValueError):
         return None
-
-
-@cache
-def code_hash() -> str:
-    """Hash the source of the build side: other code may give other results."""
-    sha = hashlib.sha256()
-    for package in ("simo_build", "simo_export", "simo_runtime"):
-        for path in sorted(Path(str(files(package))).glob("*.py")):
-            sha.update(path.name.encode() + path.read_bytes())
-    return sha.hexdigest()

@@ -13,10 +13,11 @@ from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
 from simo_build.features import compute_features, take
 from simo_build.fit import Outcome, fit, flipped
+from simo_build.hashing import digest
 from simo_build.heads import FeatureShape, Head, make_head
+from simo_build.loading import LoadedRecipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Progress, Silent
-from simo_build.recipe import LoadedRecipe, digest
 from simo_runtime.errors import RecipeError, unknown
 from simo_runtime.tasks import TaskSpec
 

@@ -24,8 +24,8 @@ def rooms_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rooms_bundle(rooms_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's bundle, built by the library from the committed experts."""
     from simo_build.build import build
+    from simo_build.loading import load_recipe
     from simo_build.progress import Silent
-    from simo_build.recipe import load_recipe
 
     out = tmp_path_factory.mktemp("bundles") / "rooms"
     loaded = load_recipe(str(RECIPE), data=rooms_data)

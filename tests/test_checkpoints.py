@@ -24,7 +24,8 @@ from simo_build.checkpoints import (
     write_tensors,
 )
 from simo_build.encoder import Encoder, randomise
-from simo_build.recipe import LoadedRecipe, Recipe
+from simo_build.loading import LoadedRecipe
+from simo_build.recipe import Recipe
 from simo_build.statedict import prefixed, state_hash
 from simo_runtime.errors import CheckpointError
 

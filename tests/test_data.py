@@ -19,8 +19,9 @@ from simo_build.data import (
     load_split,
     open_dataset,
 )
+from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
-from simo_build.recipe import LoadedRecipe, Recipe, Target, TaskPart
+from simo_build.recipe import Recipe, Target, TaskPart
 from simo_runtime.errors import DataError, ImageError, UnknownNameError
 from simo_runtime.metrics import IGNORE
 from simo_runtime.placement import Placement

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from simo_build.recipe import DATA_VARIABLE, LoadedRecipe, digest, find_recipe, load_recipe
+from simo_build.hashing import digest
+from simo_build.loading import DATA_VARIABLE, LoadedRecipe, find_recipe, load_recipe
 from simo_runtime.errors import RecipeError
 
 SHIPPED = sorted(

@@ -24,9 +24,9 @@ from simo_build.data import Samples, load_split  # noqa: E402
 from simo_build.encoder import Encoder, randomise  # noqa: E402
 from simo_build.fit import flipped, shuffled  # noqa: E402
 from simo_build.heads import make_head  # noqa: E402
+from simo_build.loading import LoadedRecipe, load_recipe  # noqa: E402
 from simo_build.losses import TORCH_KINDS  # noqa: E402
 from simo_build.progress import Bars  # noqa: E402
-from simo_build.recipe import LoadedRecipe, load_recipe  # noqa: E402
 from simo_build.train import feature_shape, train_expert  # noqa: E402
 
 DATA = ROOT / "data"
