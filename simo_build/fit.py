@@ -100,12 +100,16 @@ def fit(
             history.append(measure())
             if math.isnan(history[best]) or metric.better(history[-1], history[best]):
                 best, kept = epoch, snapshot(module)
-            progress.say(
+            progress.detail(
                 f"{label}: epoch {epoch}/{schedule.epochs}, {spec.metric} {history[-1]:.4f}"
             )
     finally:
         module.load_state_dict(kept)
         module.eval()
+    progress.say(
+        f"{label}: {spec.metric} {history[0]:.4f} -> {history[best]:.4f}, "
+        f"epoch {best} of {schedule.epochs}"
+    )
     return Outcome(epoch=best, metric=history[best], history=tuple(history))
 
 

@@ -91,11 +91,15 @@ def run(images: Sequence[Path], bundle: Path, *, tasks: str | None, out: Path, r
                 failed += 1
                 continue
             for prediction in predictions.values():
-                tell(prediction, write(prediction, out, stem, raw=raw))
+                write(prediction, out, stem, raw=raw)
+            tell(image, out / stem, list(predictions.values()), raw)
     return failed
 
 
-def tell(prediction: "Prediction", files: Sequence[Path]) -> None:
-    """Print what was predicted, and where it is, on one line."""
-    shown = " ".join(str(file) for file in files)
-    click.echo(f"{prediction.task.name:>10}  {prediction.summary():<60}  {shown}")
+def tell(image: Path, target: Path, predictions: Sequence["Prediction"], raw: str) -> None:
+    """Print what was predicted, and where it is (as a pattern that a shell expands)."""
+    names = ",".join(prediction.task.name for prediction in predictions)
+    tasks = f"{{{names}}}" if len(predictions) > 1 else names
+    click.echo(f"{image} -> {target}.{tasks}.{{{raw},jpg}}")
+    for prediction in predictions:
+        click.echo(f"  {prediction.task.name:<10}{prediction.summary()}")

@@ -37,7 +37,8 @@ def test_it_writes_values_and_pictures_for_every_task(workplace: Path) -> None:
     picture = cv2.imread(str(workplace / "out" / "room.seg.jpg"))
     assert picture is not None
     assert picture.shape == (120, 160, 3)
-    assert "out/room.seg.npy" in told.stdout
+    assert "room.jpg -> out/room.{seg,depth,normals}.{npy,jpg}\n" in told.stdout
+    assert "  depth     " in told.stdout
 
 
 def test_tasks_are_chosen_by_name(workplace: Path) -> None:
