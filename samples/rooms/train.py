@@ -2,9 +2,8 @@
 
     python samples/rooms/train.py        # or `make rooms`; about an hour on 2 CPU cores
 
-The base learns all three tasks at once, which stands in for a pretrained backbone; each expert then
-learns one task from there. A file that is there already is kept: remove base.safetensors and
-experts/ to begin again.
+The base learns all three tasks at once on rooms of its own (`pretrain`), briefly; each expert then
+learns one task on other rooms (`train`). Results replace base.safetensors and experts/.
 """
 
 import math
@@ -33,7 +32,7 @@ from simo_build.train import feature_shape, train_expert  # noqa: E402
 DATA = ROOT / "data"
 SIZE = (120, 160)
 JOBS = os.cpu_count() or 1
-SPLITS = {"train": 2000, "realign": 96, "select": 32, "test": 48}
+SPLITS = {"pretrain": 700, "train": 900, "realign": 96, "select": 32, "test": 48}
 EPOCHS, BATCH, RATE = 30, 32, 1e-3
 
 
@@ -52,7 +51,7 @@ def main() -> None:
 def pretrain(loaded: LoadedRecipe, path: Path, progress: Bars) -> None:
     """Train encoder and heads on all tasks together; keep the encoder, in float16."""
     recipe = loaded.recipe
-    samples = load_split(loaded, "train", tasks=list(recipe.tasks), progress=progress)
+    samples = load_pretrain(loaded, progress)
     encoder = Encoder(recipe.encoder, recipe.image)
     randomise(encoder, 0)
     shape = feature_shape(encoder)
@@ -101,6 +100,15 @@ def joint_loss(
         raw = heads[task]([tap.float() for tap in taps])
         loss = loss + TORCH_KINDS[part.kind].loss(raw, truth)
     return loss
+
+
+def load_pretrain(loaded: LoadedRecipe, progress: Bars) -> Samples:
+    """Read the base's own rooms."""
+    assert loaded.recipe.data is not None
+    data = loaded.recipe.data.model_copy(update={"train": "pretrain"})
+    recipe = loaded.recipe.model_copy(update={"data": data})
+    other = LoadedRecipe(**{**vars(loaded), "recipe": recipe})
+    return load_split(other, "train", tasks=list(recipe.tasks), progress=progress)
 
 
 if __name__ == "__main__":
