@@ -20,6 +20,6 @@ def code_hash() -> str:
     """Hash the source of the build side: other code may give other results."""
     sha = hashlib.sha256()
     for package in ("simo_build", "simo_export", "simo_runtime"):
-        for path in sorted(Path(str(files(package))).glob("*.py")):
+        for path in sorted(Path(str(files(package))).rglob("*.py")):
             sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()

@@ -1,9 +1,4 @@
-"""Merging methods: METHODS holds one short function each, deltas in, one delta out.
-
-A delta is tuned - base, name to tensor, of one task; the merged encoder is base + delta. A
-function's keyword arguments are the recipe's `merge.params`. Functions compute in float32, may
-pass over the deltas several times, and never write to them.
-"""
+"""METHODS: the merging methods by name, with their papers and the check of their parameters."""
 
 import inspect
 import itertools
@@ -12,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from simo_build.merge.reading import Delta, ordered
 from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError, unknown
-
-Delta = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merging method, its paper, and the check of its parameters."""
+    """A merging method, its paper, and the check of its parameters.
+
+    A method gets the deltas in an order of their own (`reading.ordered`), so that nothing it does
+    depends on the order in which a recipe names its tasks.
+    """
 
     name: str
     function: Callable[..., StateDict]
@@ -48,7 +45,7 @@ class MergeMethod:
     def __call__(self, deltas: Sequence[Delta], **params: Any) -> StateDict:
         self.check(list(params))
         with torch.inference_mode():
-            return self.function(deltas, **params)
+            return self.function(ordered(deltas), **params)
 
 
 METHODS: dict[str, MergeMethod] = {}
@@ -69,36 +66,6 @@ def method_named(name: str) -> MergeMethod:
     if name not in METHODS:
         raise unknown("merge.method", name, METHODS)
     return METHODS[name]
-
-
-def number(name: str, value: object) -> float:
-    """Check that a parameter is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RecipeError(f"merge.{name} is {value!r}; it must be a number")
-    if not -1e6 < value < 1e6:
-        raise RecipeError(f"merge.{name} is {value}; it must be a finite number")
-    return float(value)
-
-
-@method(paper="https://arxiv.org/abs/2212.04089")
-def task_arithmetic(deltas: Sequence[Delta], *, alpha: float) -> StateDict:
-    """Add the deltas up and scale the sum: alpha * (delta_1 + ... + delta_T)."""
-    scale = number("alpha", alpha)
-    return {name: scale * total(deltas, name) for name in deltas[0]}
-
-
-@method(paper="https://arxiv.org/abs/2203.05482")
-def average(deltas: Sequence[Delta]) -> StateDict:
-    """Take the mean of the deltas, which is task arithmetic with alpha = 1 / T."""
-    return {name: total(deltas, name) / len(deltas) for name in deltas[0]}
-
-
-def total(deltas: Sequence[Delta], name: str) -> Tensor:
-    """Add one tensor up over the tasks, in float64, so that the order of tasks changes nothing."""
-    summed = torch.zeros_like(deltas[0][name], dtype=torch.float64)
-    for delta in deltas:
-        summed += delta[name].double()
-    return summed.float()
 
 
 def candidates(

@@ -1,0 +1,50 @@
+"""Merging methods: METHODS holds one short function each, deltas in, one delta out.
+
+A delta is tuned - base, name to tensor, of one task; the merged encoder is base + delta. A
+function's keyword arguments are the recipe's `merge.params`. Functions compute in float32, may
+pass over the deltas several times, and never write to them. docs/merging.md has them in a table.
+"""
+
+from simo_build.merge.elementwise import (
+    average,
+    breadcrumbs,
+    consensus,
+    dare,
+    magmax,
+    task_arithmetic,
+)
+from simo_build.merge.iterative import doge, wudi
+from simo_build.merge.layers import balanced_alpha, lines, scaled_by_layer
+from simo_build.merge.parameters import number
+from simo_build.merge.ranked import della, pcb, ties
+from simo_build.merge.reading import Delta, total
+from simo_build.merge.registry import METHODS, MergeMethod, candidates, method, method_named
+from simo_build.merge.spectral import iso_c, iso_cts, tsv_m
+
+__all__ = [
+    "METHODS",
+    "Delta",
+    "MergeMethod",
+    "average",
+    "balanced_alpha",
+    "breadcrumbs",
+    "candidates",
+    "consensus",
+    "dare",
+    "della",
+    "doge",
+    "iso_c",
+    "iso_cts",
+    "lines",
+    "magmax",
+    "method",
+    "method_named",
+    "number",
+    "pcb",
+    "scaled_by_layer",
+    "task_arithmetic",
+    "ties",
+    "total",
+    "tsv_m",
+    "wudi",
+]

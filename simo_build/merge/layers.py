@@ -1,0 +1,55 @@
+"""LiNeS: shallow layers keep more of the base, deep ones take more of the experts."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from simo_build.merge.parameters import number
+from simo_build.merge.reading import Delta, total
+from simo_build.merge.registry import method
+from simo_build.statedict import StateDict
+from simo_runtime.errors import RecipeError
+
+# blocks.3.mlp.fc1.weight, and blocks.0.3.mlp.fc1.weight of checkpoints that keep blocks in chunks
+BLOCK = re.compile(r"(?:^|\.)blocks\.(?:\d+\.)?(\d+)\.")
+
+
+@method(paper="https://arxiv.org/abs/2410.17146")
+def lines(deltas: Sequence[Delta], *, beta: float, alpha: float | None = None) -> StateDict:
+    """Add the deltas up and scale the sum by layer; alpha is 1 / T unless it is given."""
+    slope = number("beta", beta)
+    start = 1 / len(deltas) if alpha is None else number("alpha", alpha)
+    return scaled_by_layer(
+        {name: total(deltas, name) for name in deltas[0]}, alpha=start, beta=slope
+    )
+
+
+def scaled_by_layer(delta: Delta, *, alpha: float, beta: float) -> StateDict:
+    """Scale block l of L by alpha + beta * l / (L - 1), and what lies outside blocks by alpha.
+
+    The delta may be any method's; `balanced_alpha` gives the paper's alpha for it.
+    """
+    scales = layer_scales(delta, alpha=alpha, beta=beta)
+    return {name: scales[name] * delta[name].float() for name in delta}
+
+
+def layer_scales(names: Iterable[str], *, alpha: float, beta: float) -> dict[str, float]:
+    """Give the scale of every tensor by the number of its block."""
+    matches = {name: BLOCK.search(name) for name in names}
+    depths = {name: int(match.group(1)) for name, match in matches.items() if match}
+    if not depths:
+        raise RecipeError(
+            "merge: lines scales by depth, but no tensor is named like blocks.3.mlp.fc1.weight"
+        )
+    last = max(1, *depths.values())
+    return {name: alpha + beta * depths.get(name, 0) / last for name in matches}
+
+
+def balanced_alpha(deltas: Sequence[Delta], merged: Delta) -> float:
+    """Give the alpha of the paper for a merged delta: |sum of deltas|_1 / |merged|_1 / T."""
+    norms = [
+        sum(float(read(name).double().abs().sum()) for name in deltas[0])
+        for read in (lambda name: total(deltas, name), merged.__getitem__)
+    ]
+    if norms[1] == 0:
+        raise RecipeError("merge: lines cannot balance a merged delta that is zero everywhere")
+    return norms[0] / norms[1] / len(deltas)

@@ -1,0 +1,197 @@
+"""Methods that rank weights by magnitude, over a task's whole vector or over a row.
+
+Shapes: T tasks, d weights of a task, n weights of one tensor, ... the shape of one tensor.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from simo_build.merge.parameters import number, one_of, whole
+from simo_build.merge.reading import Delta, each, flat, stacked, uniform
+from simo_build.merge.registry import method
+from simo_build.merge.selection import order_statistics
+from simo_build.statedict import StateDict
+from simo_runtime.errors import RecipeError
+
+TAIL = 1e-4  # the share of weights at either end whose magnitude PCB clamps
+
+
+@method(paper="https://arxiv.org/abs/2306.01708")
+def ties(
+    deltas: Sequence[Delta],
+    *,
+    density: float = 0.2,
+    alpha: float = 1.0,
+    trim: str = "vector",
+    zero_sum: str = "majority",
+    merge: str = "mean",
+) -> StateDict:
+    """Trim each delta, elect one sign per weight, take the mean of the deltas that agree, scale.
+
+    Trimming keeps the round(density * d) weights of largest magnitude, at least one, and those
+    equal to the smallest of them; ranks run over a task's whole vector, as in the paper, or over
+    each tensor. Where the sum is zero, the majority of all elected signs decides, or plus does.
+    """
+    share, scale = number("density", density, above=0, most=1), number("alpha", alpha)
+    one_of("trim", trim, ("vector", "tensor"))
+    one_of("zero_sum", zero_sum, ("majority", "positive"))
+    one_of("merge", merge, ("mean", "sum"))
+    bounds_T = whole_vector_bounds(deltas, share) if trim == "vector" else None
+    merged: StateDict = {}
+    votes, undecided = 0.0, []
+    for name in deltas[0]:
+        kept = trimmed(deltas, name, bounds_T, share)
+        sign = elected(kept)
+        votes += float(sign.sum())
+        merged[name] = scale * agreeing(kept, sign, merge=merge)
+        if bool(((sign == 0) & (kept != 0).any(dim=0)).any()):
+            undecided.append(name)
+    default = 1.0 if zero_sum == "positive" or votes > 0 else -1.0 if votes < 0 else 0.0
+    for name in undecided:
+        kept = trimmed(deltas, name, bounds_T, share)
+        sign = elected(kept)
+        merged[name] = scale * agreeing(kept, sign.where(sign != 0, default), merge=merge)
+    return merged
+
+
+def whole_vector_bounds(deltas: Sequence[Delta], density: float) -> Tensor:
+    """Find the smallest magnitude that each task keeps, over its whole vector."""
+    bounds_1T = order_statistics(
+        lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
+        lambda size: [size - kept_of(size, density)],
+    )
+    return bounds_1T[0]
+
+
+def trimmed(deltas: Sequence[Delta], name: str, bounds_T: Tensor | None, density: float) -> Tensor:
+    """Read one tensor of every task, with zeros for what is below the bound."""
+    stack = stacked(deltas, name)
+    if bounds_T is None:
+        values_Tn = flat(stack).abs()
+        size = values_Tn.shape[1]
+        if size == 0:
+            return stack
+        bounds_T = values_Tn.kthvalue(size - kept_of(size, density) + 1, dim=1).values
+    return stack.where(stack.abs() >= each(bounds_T.to(stack.device), stack), 0.0)
+
+
+def kept_of(size: int, density: float) -> int:
+    """Give how many of some weights a density keeps; never none of them."""
+    return max(1, round(density * size))
+
+
+def elected(stack: Tensor) -> Tensor:
+    """Elect the sign of the sum over the tasks for every weight; 0 where it is zero."""
+    return stack.sum(dim=0, dtype=torch.float64).sign()
+
+
+def agreeing(stack: Tensor, sign: Tensor, *, merge: str) -> Tensor:
+    """Add up, or average, the nonzero values that have the elected sign."""
+    agree = (stack.sign() == sign) & (sign != 0)
+    chosen = (stack * agree).sum(dim=0, dtype=torch.float64)
+    if merge == "mean":
+        chosen = chosen / agree.sum(dim=0).clamp(min=1)
+    return chosen.float()
+
+
+@method(paper="https://arxiv.org/abs/2406.11617")
+def della(
+    deltas: Sequence[Delta],
+    *,
+    density: float,
+    epsilon: float = 0.05,
+    alpha: float = 1.0,
+    seed: float = 0,
+) -> StateDict:
+    """Drop weights at random, small ones more often; rescale; elect signs; average; scale.
+
+    The probability to stay runs, by the rank of the magnitude in its row, from density - epsilon
+    to density + epsilon; a weight that stays is divided by it. A row is what one output sees: all
+    dimensions but the first; a row of one weight stays with the probability `density`. Where the
+    sum over tasks is zero, nothing is elected. `reading.uniform` says what a draw depends on.
+    """
+    middle, spread = number("density", density, above=0, most=1), number("epsilon", epsilon)
+    if not 0 <= spread < middle or middle + spread > 1:
+        raise RecipeError(
+            f"merge.epsilon is {epsilon}; with density {density}, density - epsilon must be above "
+            "0 and density + epsilon at most 1"
+        )
+    scale, salt = number("alpha", alpha), whole("seed", seed, least=0)
+    merged: StateDict = {}
+    for name in deltas[0]:
+        stack = torch.stack(
+            [pruned(d[name].float(), middle, spread, seed=salt, name=name) for d in deltas]
+        )
+        merged[name] = scale * agreeing(stack, elected(stack), merge="mean")
+    return merged
+
+
+def pruned(tensor: Tensor, density: float, epsilon: float, *, seed: int, name: str) -> Tensor:
+    """Keep each weight with a probability that grows with its rank in its row, and rescale it."""
+    stay = density - epsilon + 2 * epsilon * relative_rank(tensor)
+    return torch.where(uniform(tensor, seed=seed, name=name) < stay, tensor / stay, 0.0)
+
+
+def relative_rank(tensor: Tensor) -> Tensor:
+    """Rank magnitudes within their rows: 0 for the smallest, 1 for the largest."""
+    rows = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
+    rows = flat(rows) if len(rows) else rows
+    ranks = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
+    length = rows.shape[-1]
+    share = ranks / (length - 1) if length > 1 else torch.full_like(rows, 0.5)
+    return share.reshape(tensor.shape)
+
+
+@method(paper="https://arxiv.org/abs/2410.02396")
+def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: float = 1.2) -> StateDict:
+    """Weigh every weight by its balance: its size in its task times its agreement with the sum.
+
+    balance = exp(T * unit(|delta|)^2) * tanh(delta * sum); the top `ratio` of each task's balances,
+    scaled to [0, 1], weigh a mean of the deltas. `unit` scales to [0, 1]; magnitudes are clamped
+    at both ends; ranks run over a task's whole vector.
+    """
+    share, scale = number("ratio", ratio, above=0, most=1), number("alpha", alpha)
+    ends_2T = order_statistics(
+        lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
+        lambda size: [int(size * TAIL), int(size * (1 - TAIL) - 1)],
+    )
+
+    def balances() -> Iterator[Tensor]:
+        for name in deltas[0]:
+            stack = stacked(deltas, name)
+            yield flat(balance(stack, clamped(stack, ends_2T), ends_2T))
+
+    top_2T = order_statistics(
+        balances, lambda size: [min(int(size * (1 - share)), size - 1), size - 1]
+    )
+    merged: StateDict = {}
+    for name in deltas[0]:
+        stack = stacked(deltas, name)
+        values = clamped(stack, ends_2T)
+        weight = unit(balance(stack, values, ends_2T), top_2T).clamp(0, 1)
+        weighed = (values * weight).sum(dim=0, dtype=torch.float64)
+        mean = weighed / weight.sum(dim=0, dtype=torch.float64).clamp(min=1e-12)
+        merged[name] = scale * mean.float()
+    return merged
+
+
+def clamped(stack: Tensor, ends_2T: Tensor) -> Tensor:
+    """Clamp magnitudes to the ends of each task; the sign stays, and so does zero."""
+    low, high = (each(end_T.to(stack.device), stack) for end_T in ends_2T)
+    return stack.sign() * stack.abs().clamp(low, high)
+
+
+def balance(stack: Tensor, values: Tensor, ends_2T: Tensor) -> Tensor:
+    """Multiply how much a weight matters within its task by how it agrees with the others."""
+    within = torch.exp(len(stack) * unit(values.abs(), ends_2T) ** 2)
+    summed = stack.sum(dim=0, dtype=torch.float64).float()
+    return within * torch.tanh(stack * summed)
+
+
+def unit(stack: Tensor, ends_2T: Tensor) -> Tensor:
+    """Scale so that the ends become 0 and 1; all is 0 where the ends are the same."""
+    low, high = (each(end_T.to(stack.device), stack) for end_T in ends_2T)
+    width = high - low
+    return torch.where(width > 0, (stack - low) / width.where(width > 0, 1.0), 0.0)

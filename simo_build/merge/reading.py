@@ -1,0 +1,75 @@
+"""Reading deltas, one tensor name at a time, in float32, in an order of their own.
+
+A delta is tuned - base, name to tensor, of one task. It may be a mapping that reads its tensors
+from a file each time it is asked, so no method holds more of them than those of one name.
+
+Shapes: T tasks, ... the shape of one tensor.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Delta = Mapping[str, Tensor]
+
+
+def stacked(deltas: Sequence[Delta], name: str) -> Tensor:
+    """Read one tensor of every task in float32, as (T, ...)."""
+    return torch.stack([delta[name].float() for delta in deltas])
+
+
+def flat(stack: Tensor) -> Tensor:
+    """See (T, ...) as (T, number of weights); also of a scalar or an empty tensor."""
+    return stack.reshape(len(stack), stack[0].numel())
+
+
+def each(values_T: Tensor, like: Tensor) -> Tensor:
+    """Shape one value a task so that it multiplies or bounds a (T, ...) stack."""
+    return values_T.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def total(deltas: Sequence[Delta], name: str) -> Tensor:
+    """Add one tensor up over the tasks, in float64, so that the order of tasks changes nothing."""
+    return summed(delta[name] for delta in deltas)
+
+
+def summed(tensors: Iterable[Tensor]) -> Tensor:
+    """Add tensors up in float64, without writing to them; give float32."""
+    rest = iter(tensors)
+    result = next(rest).to(dtype=torch.float64, copy=True)
+    for tensor in rest:
+        result += tensor
+    return result.float()
+
+
+def fingerprint(tensor: Tensor) -> bytes:
+    """Hash the float32 values of a tensor; how it is stored, and where, changes nothing."""
+    values = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+    return hashlib.blake2b(values.reshape(-1).numpy().data).digest()
+
+
+def ordered(deltas: Sequence[Delta]) -> list[Delta]:
+    """Sort deltas by what they contain: floating point rounds by order, recipes should not.
+
+    Tensors are hashed, in the order of their names, only until no two deltas are alike; mostly
+    that is the first one.
+    """
+    keys: list[tuple[bytes, ...]] = [()] * len(deltas)
+    for name in sorted(deltas[0]) if len(deltas) > 1 else ():
+        keys = [(*key, fingerprint(d[name])) for key, d in zip(keys, deltas, strict=True)]
+        if len(set(keys)) == len(keys):
+            break
+    return [deltas[i] for i in sorted(range(len(deltas)), key=keys.__getitem__)]
+
+
+def uniform(tensor: Tensor, *, seed: int, name: str) -> Tensor:
+    """Draw a number in [0, 1) for every weight, from the seed, the name and the values alone.
+
+    So neither the order of tasks, nor the other tasks, nor threads, nor the device change a draw.
+    Two tasks whose tensor is the same draw the same.
+    """
+    key = hashlib.blake2b(f"{seed} {name}".encode() + fingerprint(tensor), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+    return torch.rand(tensor.shape, generator=generator).to(tensor.device)
