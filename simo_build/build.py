@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from simo_build.checkpoints import Expert, description, load_base, read_expert
-from simo_build.data import Samples, load_split, open_dataset
+from simo_build.data import Samples, load_split, mirrored, open_dataset
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
 from simo_build.export import export_bundle, noise
@@ -233,18 +233,23 @@ def realign(work: Workshop, merged: Result) -> Result:
 def realign_heads(work: Workshop, weights: StateDict) -> tuple[StateDict, dict[str, Any]]:
     """Re-align the experts' heads to an encoder; give the heads' tensors and a log."""
     heads, specs = work.expert_heads(), work.recipe.specs()
-    features = {
-        role: work.features(weights, samples, role) for role, samples in work.samples.items()
-    }
-    log: dict[str, Any] = {"images": len(work.samples["realign"]), "steps": []}
+    samples = dict(work.samples)
+    if any(step.flip for step in work.recipe.realign):
+        kinds = {task: spec.kind for task, spec in specs.items()}
+        samples["realign"] = mirrored(samples["realign"], kinds)
+    features = {role: work.features(weights, split, role) for role, split in samples.items()}
+    count = len(work.samples["realign"])
+    log: dict[str, Any] = {"images": count, "steps": []}
     for step in work.recipe.realign:
+        rows = len(samples["realign"]) if step.flip else count
         outcomes = {
             task: realign_head(
                 head,
                 specs[task],
                 step=step,
+                images=rows,
                 features=features,
-                samples=work.samples,
+                samples=samples,
                 progress=work.stages.progress,
             )
             for task, head in heads.items()

@@ -155,6 +155,20 @@ class Samples:
         return len(self.images)
 
 
+def mirrored(samples: Samples, kinds: Mapping[str, str]) -> Samples:
+    """Add the mirror image of every image, its truths with it; a mirrored normal turns in x."""
+    turned = {
+        task: truth[:, :, ::-1] * np.array([-1, 1, 1], truth.dtype)
+        if kinds[task] == "normals"
+        else truth[:, :, ::-1]
+        for task, truth in samples.truths.items()
+    }
+    return Samples(
+        np.concatenate([samples.images, samples.images[:, :, ::-1]]),
+        {task: np.concatenate([truth, turned[task]]) for task, truth in samples.truths.items()},
+    )
+
+
 def open_dataset(loaded: LoadedRecipe) -> Dataset:
     """Open the data set of a recipe."""
     data = loaded.recipe.data

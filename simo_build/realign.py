@@ -25,11 +25,15 @@ def realign_head(
     spec: TaskSpec,
     *,
     step: HeadStep,
+    images: int,
     features: Mapping[str, Sequence[Tensor]],
     samples: Mapping[str, Samples],
     progress: Progress,
 ) -> Outcome:
-    """Train one head in place on the features of `realign`; its best epoch on `select` stays."""
+    """Train one head in place on the features of `realign`; its best epoch on `select` stays.
+
+    `images` is how many of them count: mirrored images come last and are left out without `flip`.
+    """
     kind = TORCH_KINDS[spec.kind]
     where = next(head.parameters()).device
     truth = torch.from_numpy(samples["realign"].truths[spec.name])
@@ -43,7 +47,7 @@ def realign_head(
         spec=spec,
         schedule=step,
         limits=step,
-        images=len(truth),
+        images=images,
         generator=torch.Generator().manual_seed(step.seed),
         loss_of=loss_of,
         measure=lambda: measure_head(

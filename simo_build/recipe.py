@@ -177,9 +177,10 @@ class HeadStep(Part):
     batch: Positive = 16
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
     clip: Annotated[float, Field(gt=0)] = 25.0
-    epochs: Positive = 40
-    lr: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    epochs: Positive = 12
+    lr: Rate = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    flip: bool = True  # train on the mirrored images too
 
 
 class GatePart(Part):
