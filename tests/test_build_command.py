@@ -148,7 +148,10 @@ def refused(told: subprocess.CompletedProcess[str], folder: Path) -> str:
         ({"merge": {"method": "task_arithmetic", "params": {"alfa": 1}}}, "did you mean 'alpha'?"),
         ({"merge": {"method": "task_arithmetic"}}, "task_arithmetic needs alpha"),
         ({"base": "gone.safetensors"}, "gone.safetensors: there is no such file"),
-        ({"image": {"size": [120, 150]}}, "image.size: [120, 160] here, [120, 150] in the recipe"),
+        (
+            {"image": {"size": [120, 160], "mean": [0.4, 0.5, 0.5]}},
+            "image.mean: [0.5, 0.5, 0.5] here, [0.4, 0.5, 0.5] in the recipe",
+        ),
         ({"base": "random(0)"}, "is for measuring speed"),
         ({"data": {"root": "$DATA/nothing"}}, "there is no such folder"),
     ],

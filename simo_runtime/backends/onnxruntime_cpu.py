@@ -73,8 +73,9 @@ class OnnxRuntimeCpuSession:
 
 
 def open_graph(bundle: Bundle, name: str, threads: int) -> Any:
-    """Open one graph of a bundle in ONNX Runtime."""
+    """Open one graph of a bundle in ONNX Runtime; BackendError if it cannot."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -85,7 +86,15 @@ def open_graph(bundle: Bundle, name: str, threads: int) -> Any:
         return onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
         )
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
         raise BackendError(f"{path}: ONNX Runtime cannot load the graph: {error}") from error
 
 
