@@ -15,9 +15,9 @@ export MALLOC_TOP_PAD_ := 268435456
 help:
 	@echo "make demo      build the sample bundle, run it on sample rooms, draw the predictions"
 	@echo "make test      lint, types and tests"
-	@echo "make experts   train the real NYUv2 experts (DATA=folder; about an hour on 2 cores)"
+	@echo "make experts   train the real NYUv2 experts (DATA=folder; about 40 minutes on 2 cores)"
 	@echo "make eval      measure the NYUv2 recipe on its test split (DATA=folder)"
-	@echo "make rooms     train the sample's encoder and experts again (about an hour on 2 cores)"
+	@echo "make rooms     train the sample's encoder and experts again (about 30 minutes on 2 cores)"
 	@echo "make lock      pin and hash the dependencies again"
 
 $(STAMP): requirements/dev.lock pyproject.toml

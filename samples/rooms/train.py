@@ -1,6 +1,6 @@
 """Train the sample's base encoder and its three experts again, from nothing but drawn rooms.
 
-    python samples/rooms/train.py        # or `make rooms`; about an hour on 2 CPU cores
+    python samples/rooms/train.py        # or `make rooms`; about half an hour on 2 CPU cores
 
 The base learns all three tasks at once on rooms of its own (`pretrain`), briefly; each expert then
 learns one task on other rooms (`train`). Results replace base.safetensors and experts/.
