@@ -4,6 +4,7 @@ Shapes: B images, P prefix tokens (CLS first), N = h x w patches, D width, L tap
 H x W pixels.  taps L x (B, P + N, D)  ->  raw (B, K, H, W).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +29,12 @@ class FeatureShape:
     prefix: int
 
 
-class Head(nn.Module):
-    """What every head offers beside `forward`."""
+class Head(nn.Module, ABC):
+    """What every head offers beside `forward`; one without it cannot be made."""
 
+    @abstractmethod
     def folded(self) -> nn.Module:
         """Give an equal module of plain weights for export, in float32."""
-        raise NotImplementedError  # every entry of HEADS has its own
 
 
 class LinearHead(Head):
