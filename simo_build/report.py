@@ -12,25 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from simo_build.build import (
-    Workshop,
-    against,
-    build,
-    check_recipe,
-    measure,
-    measure_experts,
-    merge,
-    realign,
-    realign_heads,
-    split_heads,
-    versions,
-)
+from simo_build.build import build, realign, realign_heads, versions
 from simo_build.data import Samples
 from simo_build.loading import LoadedRecipe
 from simo_build.losses import as_measured
+from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict
+from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import RecipeError

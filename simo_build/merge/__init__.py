@@ -5,6 +5,7 @@ function's keyword arguments are the recipe's `merge.params`. Functions compute 
 pass over the deltas several times, and never write to them. docs/merging.md has them in a table.
 """
 
+from simo_build.merge.depth import ByLayer, by_layer, depths
 from simo_build.merge.elementwise import (
     average,
     breadcrumbs,
@@ -18,20 +19,31 @@ from simo_build.merge.layers import balanced_alpha, lines, scaled_by_layer
 from simo_build.merge.parameters import number
 from simo_build.merge.ranked import della, pcb, ties
 from simo_build.merge.reading import Delta, total
-from simo_build.merge.registry import METHODS, MergeMethod, candidates, method, method_named
+from simo_build.merge.registry import (
+    METHODS,
+    Evidence,
+    MergeMethod,
+    candidates,
+    method,
+    method_named,
+)
 from simo_build.merge.spectral import iso_c, iso_cts, tsv_m
 
 __all__ = [
     "METHODS",
+    "ByLayer",
     "Delta",
+    "Evidence",
     "MergeMethod",
     "average",
     "balanced_alpha",
     "breadcrumbs",
+    "by_layer",
     "candidates",
     "consensus",
     "dare",
     "della",
+    "depths",
     "doge",
     "iso_c",
     "iso_cts",

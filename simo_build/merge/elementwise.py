@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simo_build.merge.parameters import number, whole
+from simo_build.merge.depth import ByLayer, by_layer
+from simo_build.merge.parameters import whole
 from simo_build.merge.reading import Delta, stacked, summed, total, uniform
 from simo_build.merge.registry import method
 from simo_build.statedict import StateDict
@@ -13,10 +14,10 @@ from simo_runtime.errors import RecipeError
 
 
 @method(paper="https://arxiv.org/abs/2212.04089")
-def task_arithmetic(deltas: Sequence[Delta], *, alpha: float) -> StateDict:
+def task_arithmetic(deltas: Sequence[Delta], *, alpha: ByLayer) -> StateDict:
     """Add the deltas up and scale the sum: alpha * (delta_1 + ... + delta_T)."""
-    scale = number("alpha", alpha)
-    return {name: scale * total(deltas, name) for name in deltas[0]}
+    scale = by_layer("alpha", alpha, deltas[0])
+    return {name: scale[name] * total(deltas, name) for name in deltas[0]}
 
 
 @method(paper="https://arxiv.org/abs/2203.05482")
@@ -26,13 +27,13 @@ def average(deltas: Sequence[Delta]) -> StateDict:
 
 
 @method(paper="https://arxiv.org/abs/2407.06322")
-def magmax(deltas: Sequence[Delta], *, alpha: float = 0.5) -> StateDict:
+def magmax(deltas: Sequence[Delta], *, alpha: ByLayer = 0.5) -> StateDict:
     """Take, for every weight, the delta of largest magnitude, and scale.
 
     Of +x and -x the positive one is taken; the source takes the task that comes last.
     """
-    scale = number("alpha", alpha)
-    return {name: scale * largest(deltas, name) for name in deltas[0]}
+    scale = by_layer("alpha", alpha, deltas[0])
+    return {name: scale[name] * largest(deltas, name) for name in deltas[0]}
 
 
 def largest(deltas: Sequence[Delta], name: str) -> Tensor:
@@ -47,7 +48,7 @@ def largest(deltas: Sequence[Delta], name: str) -> Tensor:
 
 @method(paper="https://arxiv.org/abs/2312.06795")
 def breadcrumbs(
-    deltas: Sequence[Delta], *, alpha: float = 0.2, beta: float = 0.15, gamma: float = 0.006
+    deltas: Sequence[Delta], *, alpha: ByLayer = 0.2, beta: ByLayer = 0.15, gamma: ByLayer = 0.006
 ) -> StateDict:
     """Drop each row's largest weights, keep the largest of the rest, add up and scale.
 
@@ -55,13 +56,15 @@ def breadcrumbs(
     then the int(beta * n) largest of the rest stay. As in the source, no weight stays of a row
     with fewer than 1 / beta of them, and a scalar stays as it is.
     """
-    scale = number("alpha", alpha)
-    drop, keep = number("gamma", gamma, least=0, below=1), number("beta", beta, above=0, most=1)
+    scale = by_layer("alpha", alpha, deltas[0])
+    drop = by_layer("gamma", gamma, deltas[0], least=0, below=1)
+    keep = by_layer("beta", beta, deltas[0], above=0, most=1)
 
-    return {
-        name: scale * summed(middle(d[name].float(), drop=drop, keep=keep) for d in deltas)
-        for name in deltas[0]
-    }
+    def merged(name: str) -> Tensor:
+        rows = (middle(d[name].float(), drop=drop[name], keep=keep[name]) for d in deltas)
+        return scale[name] * summed(rows)
+
+    return {name: merged(name) for name in deltas[0]}
 
 
 def middle(tensor: Tensor, *, drop: float, keep: float) -> Tensor:
@@ -77,14 +80,15 @@ def middle(tensor: Tensor, *, drop: float, keep: float) -> Tensor:
 
 @method(paper="https://arxiv.org/abs/2405.07813")
 def consensus(
-    deltas: Sequence[Delta], *, alpha: float, threshold: float, min_tasks: float = 2
+    deltas: Sequence[Delta], *, alpha: ByLayer, threshold: ByLayer, min_tasks: float = 2
 ) -> StateDict:
     """Keep the weights of the sum that enough tasks need, and scale.
 
     A task needs a weight if |delta_t| > threshold * |sum - delta_t|: its TALL mask. The paper
     chooses threshold in 0.2, 0.3, ..., 0.6 for each task; here one serves all.
     """
-    scale, share = number("alpha", alpha), number("threshold", threshold, least=0)
+    scale = by_layer("alpha", alpha, deltas[0])
+    share = by_layer("threshold", threshold, deltas[0], least=0)
     least = whole("min_tasks", min_tasks, least=1)
     if least > len(deltas):
         raise RecipeError(
@@ -93,24 +97,26 @@ def consensus(
     merged: StateDict = {}
     for name in deltas[0]:
         stack, whole_sum = stacked(deltas, name), total(deltas, name)
-        needed = (stack.abs() > share * (whole_sum - stack).abs()).sum(dim=0) >= least
-        merged[name] = scale * whole_sum * needed
+        needed = (stack.abs() > share[name] * (whole_sum - stack).abs()).sum(dim=0) >= least
+        merged[name] = scale[name] * whole_sum * needed
     return merged
 
 
 @method(paper="https://arxiv.org/abs/2311.03099")
-def dare(deltas: Sequence[Delta], *, alpha: float, drop: float, seed: float = 0) -> StateDict:
+def dare(deltas: Sequence[Delta], *, alpha: ByLayer, drop: ByLayer, seed: float = 0) -> StateDict:
     """Drop weights of every delta at random, rescale the others by 1 / (1 - drop), add up, scale.
 
     `reading.uniform` says what a draw depends on.
     """
-    scale, rate = number("alpha", alpha), number("drop", drop, least=0, below=1)
+    scale = by_layer("alpha", alpha, deltas[0])
+    rate = by_layer("drop", drop, deltas[0], least=0, below=1)
     salt = whole("seed", seed, least=0)
 
-    return {
-        name: scale * summed(sparse(d[name].float(), rate, seed=salt, name=name) for d in deltas)
-        for name in deltas[0]
-    }
+    def merged(name: str) -> Tensor:
+        kept = (sparse(d[name].float(), rate[name], seed=salt, name=name) for d in deltas)
+        return scale[name] * summed(kept)
+
+    return {name: merged(name) for name in deltas[0]}
 
 
 def sparse(tensor: Tensor, drop: float, *, seed: int, name: str) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.matrices import Parts, by_matrix, every_matrix, svd
 from simo_build.merge.parameters import number, one_of, whole
 from simo_build.merge.ranked import kept_of
@@ -45,7 +46,7 @@ def rest_of(rule: str) -> Callable[[Tensor], Tensor]:
 def wudi(
     deltas: Sequence[Delta],
     *,
-    alpha: float = 1.0,
+    alpha: ByLayer = 1.0,
     steps: float = 300,
     lr: float = 1e-5,
     rest: str = "base",
@@ -57,10 +58,11 @@ def wudi(
     Each task's term is divided by |delta_t|^2. With the Gram matrices G_t = delta_t' delta_t /
     |delta_t|^2 the gradient is 2 * (M * sum of G_t - sum of delta_t G_t).
     """
-    scale, count, rate = number("alpha", alpha), whole("steps", steps, least=1), lr_of(lr)
+    scale = by_layer("alpha", alpha, deltas[0])
+    count, rate = whole("steps", steps, least=1), lr_of(lr)
     others = rest_of(rest)
 
-    def matrix(stack_TMN: Tensor) -> Tensor:
+    def matrix(name: str, stack_TMN: Tensor) -> Tensor:
         width = stack_TMN.shape[2]
         grams_NN, pull_MN = stack_TMN.new_zeros(width, width), torch.zeros_like(stack_TMN[0])
         for delta_MN in stack_TMN:
@@ -70,7 +72,7 @@ def wudi(
                 grams_NN += gram_NN
                 pull_MN += delta_MN @ gram_NN
         start_MN = stack_TMN.sum(dim=0, dtype=torch.float64).float()
-        return scale * adam(
+        return scale[name] * adam(
             start_MN, lambda m_MN: 2 * (m_MN @ grams_NN - pull_MN), lr=rate, steps=count
         )
 
@@ -78,7 +80,7 @@ def wudi(
         deltas,
         Parts(conv, split_qkv),
         matrix=matrix,
-        rest=lambda stack: scale * others(stack),
+        rest=lambda name, stack: scale[name] * others(stack),
     )
 
 
@@ -91,7 +93,7 @@ def lr_of(lr: object) -> float:
 def doge(
     deltas: Sequence[Delta],
     *,
-    alpha: float = 0.07,
+    alpha: ByLayer = 0.07,
     density: float = 0.3,
     subspace: float = 6,
     steps: float = 400,
@@ -106,7 +108,8 @@ def doge(
     space of the r / subspace directions that the tasks have in common; trimming ranks the original
     deltas over all matrices and keeps `density` of them.
     """
-    scale, share = number("alpha", alpha), number("density", density, above=0, most=1)
+    scale = by_layer("alpha", alpha, deltas[0])
+    share = number("density", density, above=0, most=1)
     common, rate = number("subspace", subspace, least=1), lr_of(lr)
     count, others, parts = whole("steps", steps, least=1), rest_of(rest), Parts(conv, split_qkv)
     bounds_T = order_statistics(
@@ -114,9 +117,9 @@ def doge(
         lambda size: [size - kept_of(size, share)],
     )[0]
 
-    def matrix(stack_TMN: Tensor) -> Tensor:
+    def matrix(name: str, stack_TMN: Tensor) -> Tensor:
         norms_T = flat(stack_TMN).double().square().sum(dim=1).sqrt().float()
-        weights_T = torch.where(norms_T > 0, scale / norms_T, 0.0)
+        weights_T = torch.where(norms_T > 0, scale[name] / norms_T, 0.0)
         basis_MK = common_space(stack_TMN, min(stack_TMN.shape[1:]) / common)
         gradient = conflict(stack_TMN, weights_T, basis_MK)
         shared_MN = adam(torch.zeros_like(stack_TMN[0]), gradient, lr=rate, steps=count)
@@ -124,7 +127,7 @@ def doge(
         moved = (stack_TMN + shared_MN) * kept * each(weights_T, stack_TMN)
         return moved.sum(dim=0, dtype=torch.float64)
 
-    return by_matrix(deltas, parts, matrix=matrix, rest=others)
+    return by_matrix(deltas, parts, matrix=matrix, rest=lambda _, stack: others(stack))
 
 
 def common_space(stack_TMN: Tensor, size: float) -> Tensor:

@@ -1,16 +1,13 @@
 """LiNeS: shallow layers keep more of the base, deep ones take more of the experts."""
 
-import re
 from collections.abc import Iterable, Sequence
 
+from simo_build.merge.depth import block_of, depths
 from simo_build.merge.parameters import number
 from simo_build.merge.reading import Delta, total
 from simo_build.merge.registry import method
 from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
-
-# blocks.3.mlp.fc1.weight, and blocks.0.3.mlp.fc1.weight of checkpoints that keep blocks in chunks
-BLOCK = re.compile(r"(?:^|\.)blocks\.(?:\d+\.)?(\d+)\.")
 
 
 @method(paper="https://arxiv.org/abs/2410.17146")
@@ -34,14 +31,12 @@ def scaled_by_layer(delta: Delta, *, alpha: float, beta: float) -> StateDict:
 
 def layer_scales(names: Iterable[str], *, alpha: float, beta: float) -> dict[str, float]:
     """Give the scale of every tensor by the number of its block."""
-    matches = {name: BLOCK.search(name) for name in names}
-    depths = {name: int(match.group(1)) for name, match in matches.items() if match}
-    if not depths:
+    inside = {name: block_of(name) is not None for name in names}
+    if not any(inside.values()):
         raise RecipeError(
             "merge: lines scales by depth, but no tensor is named like blocks.3.mlp.fc1.weight"
         )
-    last = max(1, *depths.values())
-    return {name: alpha + beta * depths.get(name, 0) / last for name in matches}
+    return {n: alpha + (beta * depth if inside[n] else 0) for n, depth in depths(inside).items()}
 
 
 def balanced_alpha(deltas: Sequence[Delta], merged: Delta) -> float:

@@ -46,15 +46,18 @@ def by_matrix(
     deltas: Sequence[Delta],
     parts: Parts,
     *,
-    matrix: Callable[[Tensor], Tensor],
-    rest: Callable[[Tensor], Tensor],
+    matrix: Callable[[str, Tensor], Tensor],
+    rest: Callable[[str, Tensor], Tensor],
 ) -> StateDict:
-    """Merge the matrices with one function, (T, M, N) to (M, N), and what is none with another."""
+    """Merge the matrices with one function, (T, M, N) to (M, N), and what is none with another.
+
+    Both get the tensor's name too.
+    """
     merged: StateDict = {}
     for name in deltas[0]:
         stack = stacked(deltas, name)
         found = parts.of(name, stack)
-        new = torch.cat([matrix(part_TMN) for part_TMN in found]) if found else rest(stack)
+        new = torch.cat([matrix(name, part) for part in found]) if found else rest(name, stack)
         merged[name] = new.float().reshape(stack.shape[1:])
     return merged
 

@@ -3,11 +3,12 @@
 Shapes: T tasks, d weights of a task, n weights of one tensor, ... the shape of one tensor.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.parameters import number, one_of, whole
 from simo_build.merge.reading import Delta, each, flat, stacked, uniform
 from simo_build.merge.registry import method
@@ -22,8 +23,8 @@ TAIL = 1e-4  # the share of weights at either end whose magnitude PCB clamps
 def ties(
     deltas: Sequence[Delta],
     *,
-    density: float = 0.2,
-    alpha: float = 1.0,
+    density: ByLayer = 0.2,
+    alpha: ByLayer = 1.0,
     trim: str = "vector",
     zero_sum: str = "majority",
     merge: str = "mean",
@@ -34,30 +35,37 @@ def ties(
     equal to the smallest of them; ranks run over a task's whole vector, as in the paper, or over
     each tensor. Where the sum is zero, the majority of all elected signs decides, or plus does.
     """
-    share, scale = number("density", density, above=0, most=1), number("alpha", alpha)
+    scale = by_layer("alpha", alpha, deltas[0])
     one_of("trim", trim, ("vector", "tensor"))
     one_of("zero_sum", zero_sum, ("majority", "positive"))
     one_of("merge", merge, ("mean", "sum"))
+    if trim == "vector" and not isinstance(density, (int, float)):
+        raise RecipeError(
+            "merge.density: ranks run over the whole vector, so it is one number; with "
+            "`trim: tensor` it may be one by layer"
+        )
+    share = by_layer("density", density, deltas[0], above=0, most=1)
     bounds_T = whole_vector_bounds(deltas, share) if trim == "vector" else None
     merged: StateDict = {}
     votes, undecided = 0.0, []
     for name in deltas[0]:
-        kept = trimmed(deltas, name, bounds_T, share)
+        kept = trimmed(deltas, name, bounds_T, share[name])
         sign = elected(kept)
         votes += float(sign.sum())
-        merged[name] = scale * agreeing(kept, sign, merge=merge)
+        merged[name] = scale[name] * agreeing(kept, sign, merge=merge)
         if bool(((sign == 0) & (kept != 0).any(dim=0)).any()):
             undecided.append(name)
     default = 1.0 if zero_sum == "positive" or votes > 0 else -1.0 if votes < 0 else 0.0
     for name in undecided:
-        kept = trimmed(deltas, name, bounds_T, share)
+        kept = trimmed(deltas, name, bounds_T, share[name])
         sign = elected(kept)
-        merged[name] = scale * agreeing(kept, sign.where(sign != 0, default), merge=merge)
+        merged[name] = scale[name] * agreeing(kept, sign.where(sign != 0, default), merge=merge)
     return merged
 
 
-def whole_vector_bounds(deltas: Sequence[Delta], density: float) -> Tensor:
-    """Find the smallest magnitude that each task keeps, over its whole vector."""
+def whole_vector_bounds(deltas: Sequence[Delta], share: Mapping[str, float]) -> Tensor:
+    """Find the smallest magnitude that each task keeps, over its whole vector of equal shares."""
+    density = next(iter(share.values()))
     bounds_1T = order_statistics(
         lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
         lambda size: [size - kept_of(size, density)],
@@ -100,9 +108,9 @@ def agreeing(stack: Tensor, sign: Tensor, *, merge: str) -> Tensor:
 def della(
     deltas: Sequence[Delta],
     *,
-    density: float,
-    epsilon: float = 0.05,
-    alpha: float = 1.0,
+    density: ByLayer,
+    epsilon: ByLayer = 0.05,
+    alpha: ByLayer = 1.0,
     seed: float = 0,
 ) -> StateDict:
     """Drop weights at random, small ones more often; rescale; elect signs; average; scale.
@@ -112,25 +120,28 @@ def della(
     dimensions but the first; a row of one weight stays with the probability `density`. Where the
     sum over tasks is zero, nothing is elected. `reading.uniform` says what a draw depends on.
     """
-    middle, spread = number("density", density, above=0, most=1), number("epsilon", epsilon)
-    if not 0 <= spread < middle or middle + spread > 1:
-        raise RecipeError(
-            f"merge.epsilon is {epsilon}; with density {density}, density - epsilon must be above "
-            "0 and density + epsilon at most 1"
-        )
-    scale, salt = number("alpha", alpha), whole("seed", seed, least=0)
+    middle = by_layer("density", density, deltas[0], above=0, most=1)
+    spread = by_layer("epsilon", epsilon, deltas[0])
+    scale, salt = by_layer("alpha", alpha, deltas[0]), whole("seed", seed, least=0)
+    for name in deltas[0]:
+        if not 0 <= spread[name] < middle[name] or middle[name] + spread[name] > 1:
+            raise RecipeError(
+                f"merge.epsilon is {spread[name]}; with density {middle[name]}, density - epsilon "
+                "must be above 0 and density + epsilon at most 1"
+            )
     merged: StateDict = {}
     for name in deltas[0]:
+        low, high = middle[name] - spread[name], middle[name] + spread[name]
         stack = torch.stack(
-            [pruned(d[name].float(), middle, spread, seed=salt, name=name) for d in deltas]
+            [pruned(d[name].float(), low, high, seed=salt, name=name) for d in deltas]
         )
-        merged[name] = scale * agreeing(stack, elected(stack), merge="mean")
+        merged[name] = scale[name] * agreeing(stack, elected(stack), merge="mean")
     return merged
 
 
-def pruned(tensor: Tensor, density: float, epsilon: float, *, seed: int, name: str) -> Tensor:
+def pruned(tensor: Tensor, low: float, high: float, *, seed: int, name: str) -> Tensor:
     """Keep each weight with a probability that grows with its rank in its row, and rescale it."""
-    stay = density - epsilon + 2 * epsilon * relative_rank(tensor)
+    stay = low + (high - low) * relative_rank(tensor)
     return torch.where(uniform(tensor, seed=seed, name=name) < stay, tensor / stay, 0.0)
 
 
@@ -145,14 +156,14 @@ def relative_rank(tensor: Tensor) -> Tensor:
 
 
 @method(paper="https://arxiv.org/abs/2410.02396")
-def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: float = 1.2) -> StateDict:
+def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: ByLayer = 1.2) -> StateDict:
     """Weigh every weight by its balance: its size in its task times its agreement with the sum.
 
     balance = exp(T * unit(|delta|)^2) * tanh(delta * sum); the top `ratio` of each task's balances,
     scaled to [0, 1], weigh a mean of the deltas. `unit` scales to [0, 1]; magnitudes are clamped
     at both ends; ranks run over a task's whole vector.
     """
-    share, scale = number("ratio", ratio, above=0, most=1), number("alpha", alpha)
+    share, scale = number("ratio", ratio, above=0, most=1), by_layer("alpha", alpha, deltas[0])
     ends_2T = order_statistics(
         lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
         lambda size: [int(size * TAIL), int(size * (1 - TAIL) - 1)],
@@ -173,7 +184,7 @@ def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: float = 1.2) -> S
         weight = unit(balance(stack, values, ends_2T), top_2T).clamp(0, 1)
         weighed = (values * weight).sum(dim=0, dtype=torch.float64)
         mean = weighed / weight.sum(dim=0, dtype=torch.float64).clamp(min=1e-12)
-        merged[name] = scale * mean.float()
+        merged[name] = scale[name] * mean.float()
     return merged
 
 

@@ -50,7 +50,7 @@ def fingerprint(tensor: Tensor) -> bytes:
     return hashlib.blake2b(values.reshape(-1).numpy().data).digest()
 
 
-def ordered(deltas: Sequence[Delta]) -> list[Delta]:
+def ordering(deltas: Sequence[Delta]) -> list[int]:
     """Sort deltas by what they contain: floating point rounds by order, recipes should not.
 
     Tensors are hashed, in the order of their names, only until no two deltas are alike; mostly
@@ -61,7 +61,7 @@ def ordered(deltas: Sequence[Delta]) -> list[Delta]:
         keys = [(*key, fingerprint(d[name])) for key, d in zip(keys, deltas, strict=True)]
         if len(set(keys)) == len(keys):
             break
-    return [deltas[i] for i in sorted(range(len(deltas)), key=keys.__getitem__)]
+    return sorted(range(len(deltas)), key=keys.__getitem__)
 
 
 def uniform(tensor: Tensor, *, seed: int, name: str) -> Tensor:

@@ -2,63 +2,94 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from simo_build.merge.reading import Delta, ordered
+from simo_build.merge.reading import Delta, ordering
 from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError, unknown
+
+# What a method may need beside the deltas: one mapping a task, from a tensor's name on.
+# grams   of the inputs of every linear layer, on unlabelled images (`simo_build.evidence`)
+# fisher  the diagonal Fisher information of every weight, on unlabelled images
+EVIDENCE = ("", "grams", "fisher")
+Evidence = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merging method, its paper, and the check of its parameters.
+    """A merging method, its paper, what it needs, and the check of its parameters.
 
     A method gets the deltas in an order of their own (`reading.ordered`), so that nothing it does
-    depends on the order in which a recipe names its tasks.
+    depends on the order in which a recipe names its tasks. A method that needs evidence gets that
+    of every task beside them, in the same order.
     """
 
     name: str
     function: Callable[..., StateDict]
     paper: str
+    needs: str = ""
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse parameters that the method does not have, and miss none that it needs."""
-        known = {
-            name: parameter
-            for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        for name in names:
-            if name not in known:
-                raise unknown(f"parameter of merge.method {self.name}", name, known)
-        for name, parameter in known.items():
-            if parameter.default is parameter.empty and name not in names:
-                raise RecipeError(
-                    f"merge: {self.name} needs {name}; give it in `params`, or candidates in "
-                    "`choose`"
-                )
+        check_names(self.name, self.function, names)
 
-    def __call__(self, deltas: Sequence[Delta], **params: Any) -> StateDict:
+    def rehearse(self, names: Iterable[str], *, tasks: int, **params: Any) -> None:
+        """Merge empty tensors of these names: all the checks of the parameters, none of the work.
+
+        Raises what merging `tasks` experts of such tensors with these parameters would raise.
+        """
+        empty = {name: torch.empty(0) for name in names}
+        self([empty] * tasks, [{}] * tasks if self.needs else None, **params)
+
+    def __call__(
+        self, deltas: Sequence[Delta], evidence: Sequence[Evidence] | None = None, **params: Any
+    ) -> StateDict:
         self.check(list(params))
+        if (evidence is None) == bool(self.needs):
+            raise ValueError(f"{self.name} needs {self.needs or 'no'} evidence")
+        order = ordering(deltas)
+        given = [[deltas[i] for i in order]]
+        if evidence is not None:
+            given.append([evidence[i] for i in order])
         with torch.inference_mode():
-            return self.function(ordered(deltas), **params)
+            return self.function(*given, **params)
 
 
 METHODS: dict[str, MergeMethod] = {}
 
 
-def method(*, paper: str) -> Callable[[Callable[..., StateDict]], Callable[..., StateDict]]:
+def method(
+    *, paper: str, needs: str = ""
+) -> Callable[[Callable[..., StateDict]], Callable[..., StateDict]]:
     """Register a function as the merging method of its own name."""
+    assert needs in EVIDENCE
 
     def register(function: Callable[..., StateDict]) -> Callable[..., StateDict]:
-        METHODS[function.__name__] = MergeMethod(function.__name__, function, paper)
+        METHODS[function.__name__] = MergeMethod(function.__name__, function, paper, needs)
         return function
 
     return register
+
+
+def check_names(method: str, function: Callable[..., Any], names: Sequence[str]) -> None:
+    """Compare the names of parameters with the keyword arguments of a method's function."""
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for name in names:
+        if name not in known:
+            raise unknown(f"parameter of merge.method {method}", name, known)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in names:
+            raise RecipeError(
+                f"merge: {method} needs {name}; give it in `params`, or candidates in `choose`"
+            )
 
 
 def method_named(name: str) -> MergeMethod:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.matrices import ROUNDING, Parts, by_matrix, polar, svd
-from simo_build.merge.parameters import number
 from simo_build.merge.reading import Delta
 from simo_build.merge.registry import method
 from simo_build.statedict import StateDict
@@ -25,21 +25,24 @@ def mean(stack: Tensor) -> Tensor:
 
 @method(paper="https://arxiv.org/abs/2412.00081")
 def tsv_m(
-    deltas: Sequence[Delta], *, alpha: float = 1.0, conv: str = "rest", split_qkv: bool = False
+    deltas: Sequence[Delta], *, alpha: ByLayer = 1.0, conv: str = "rest", split_qkv: bool = False
 ) -> StateDict:
     """Keep each task's top int(r / T) singular directions, make all of them orthogonal, add up.
 
     Left and right vectors of all tasks are each replaced by the nearest orthogonal ones.
     """
-    scale = number("alpha", alpha)
+    scale = by_layer("alpha", alpha, deltas[0])
 
-    def matrix(stack_TMN: Tensor) -> Tensor:
+    def matrix(name: str, stack_TMN: Tensor) -> Tensor:
         keep = min(stack_TMN.shape[1:]) // len(stack_TMN)
         kept = [top(delta_MN, keep) for delta_MN in stack_TMN]
-        return scale * orthogonal_sum(kept)
+        return scale[name] * orthogonal_sum(kept)
 
     return by_matrix(
-        deltas, Parts(conv, split_qkv), matrix=matrix, rest=lambda stack: scale * mean(stack)
+        deltas,
+        Parts(conv, split_qkv),
+        matrix=matrix,
+        rest=lambda name, stack: scale[name] * mean(stack),
     )
 
 
@@ -63,17 +66,20 @@ def orthogonal_sum(kept: Sequence[Directions], *, sigma: float | None = None) ->
 
 @method(paper="https://arxiv.org/abs/2502.04959")
 def iso_c(
-    deltas: Sequence[Delta], *, alpha: float, conv: str = "rest", split_qkv: bool = False
+    deltas: Sequence[Delta], *, alpha: ByLayer, conv: str = "rest", split_qkv: bool = False
 ) -> StateDict:
     """Add the deltas up and replace all singular values of the sum by their mean."""
-    scale = number("alpha", alpha)
+    scale = by_layer("alpha", alpha, deltas[0])
 
-    def matrix(stack_TMN: Tensor) -> Tensor:
+    def matrix(name: str, stack_TMN: Tensor) -> Tensor:
         u_MR, s_R, v_RN = svd(stack_TMN.sum(dim=0, dtype=torch.float64))
-        return scale * s_R.sum() / min(stack_TMN.shape[1:]) * (u_MR @ v_RN)
+        return scale[name] * s_R.sum() / min(stack_TMN.shape[1:]) * (u_MR @ v_RN)
 
     return by_matrix(
-        deltas, Parts(conv, split_qkv), matrix=matrix, rest=lambda stack: scale * mean(stack)
+        deltas,
+        Parts(conv, split_qkv),
+        matrix=matrix,
+        rest=lambda name, stack: scale[name] * mean(stack),
     )
 
 
@@ -81,8 +87,8 @@ def iso_c(
 def iso_cts(
     deltas: Sequence[Delta],
     *,
-    alpha: float,
-    common: float = 0.8,
+    alpha: ByLayer,
+    common: ByLayer = 0.8,
     conv: str = "rest",
     split_qkv: bool = False,
 ) -> StateDict:
@@ -92,19 +98,23 @@ def iso_cts(
     evenly, and are the top ones of what the sum's left vectors leave of a delta. Their strength is
     the mean of all.
     """
-    scale, share = number("alpha", alpha), number("common", common, least=0, most=1)
+    scale = by_layer("alpha", alpha, deltas[0])
+    shares = by_layer("common", common, deltas[0], least=0, most=1)
 
-    def matrix(stack_TMN: Tensor) -> Tensor:
+    def matrix(name: str, stack_TMN: Tensor) -> Tensor:
         tasks, rank = len(stack_TMN), min(stack_TMN.shape[1:])
-        own = min(round((rank - int(rank * share)) / tasks), rank // tasks)
+        own = min(round((rank - int(rank * shares[name])) / tasks), rank // tasks)
         shared = top(stack_TMN.sum(dim=0, dtype=torch.float64), rank - own * tasks)
         kept = [own_directions(delta_MN.double(), shared[0], own) for delta_MN in stack_TMN]
         kept.append(shared)
         sigma = sum(float(s.sum()) for _, s, _ in kept) / rank
-        return scale * orthogonal_sum(kept, sigma=sigma)
+        return scale[name] * orthogonal_sum(kept, sigma=sigma)
 
     return by_matrix(
-        deltas, Parts(conv, split_qkv), matrix=matrix, rest=lambda stack: scale * mean(stack)
+        deltas,
+        Parts(conv, split_qkv),
+        matrix=matrix,
+        rest=lambda name, stack: scale[name] * mean(stack),
     )
 
 

@@ -1,0 +1,94 @@
+"""The merge stage: gather what the method needs, merge, and choose its parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from simo_build.hashing import digest
+from simo_build.loading import LoadedRecipe
+from simo_build.merge import Delta, MergeMethod, candidates, method_named
+from simo_build.stages import Result
+from simo_build.statedict import StateDict, add, subtract
+from simo_build.workshop import Workshop, against, measure, measure_experts
+from simo_runtime.errors import RecipeError
+
+
+def check_recipe(loaded: LoadedRecipe) -> None:
+    """Refuse, before any heavy work, what the recipe cannot do."""
+    recipe = loaded.recipe
+    method = method_named(recipe.merge.method)
+    if recipe.random_seed is None:
+        method.check([*recipe.merge.params, *recipe.merge.choose])
+    elif recipe.realign or recipe.merge.choose:
+        raise RecipeError(
+            f"{loaded.shown}: base {recipe.base} is for measuring speed; "
+            "`realign` and `merge.choose` need a real base"
+        )
+
+
+def merge(work: Workshop) -> Result:
+    """Merge the experts' encoders; parameters in `choose` are chosen on the select split.
+
+    The choice is by equation 1, which one exploding task cannot rule; equation 2 is logged.
+    The result's tensors are the shared encoder's.
+    """
+    if work.recipe.random_seed is not None:
+        return Result(work.base, {"random": True}, digest({"random": work.base_hash}))
+    choice = work.recipe.merge
+    merger = Merger(work, method_named(choice.method))
+    tried = candidates(choice.params, choice.choose)
+    merger.rehearse(tried)
+    splits = "select" if choice.choose else None
+    return work.stages.run(
+        "merge",
+        {**work.inputs(), "merge": choice.model_dump(mode="json"), "splits": splits},
+        lambda: _merge(merger, tried),
+    )
+
+
+@dataclass
+class Merger:
+    """A method and what it merges; what the method needs is gathered when it is first called."""
+
+    work: Workshop
+    method: MergeMethod
+
+    def rehearse(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse parameters out of range before any heavy work."""
+        for params in tried:
+            self.method.rehearse(self.work.base, tasks=len(self.work.recipe.tasks), **params)
+
+    @cached_property
+    def deltas(self) -> list[Delta]:
+        """The experts' differences from the base."""
+        return [subtract(one.encoder, self.work.base) for one in self.work.experts.values()]
+
+    def __call__(self, params: Mapping[str, Any]) -> StateDict:
+        """Give the weights of the shared encoder."""
+        return add(self.work.base, self.method(self.deltas, **params))
+
+
+def _merge(merger: Merger, tried: Sequence[Mapping[str, Any]]) -> tuple[StateDict, dict[str, Any]]:
+    if not merger.work.recipe.merge.choose:
+        return merger(tried[0]), {"params": tried[0]}
+    rows, experts = measured_candidates(merger, tried)
+    best = max(rows, key=lambda row: np.nan_to_num(row["normalised_performance"], nan=-np.inf))
+    return merger(best["params"]), {"params": best["params"], "experts": experts, "tried": rows}
+
+
+def measured_candidates(
+    merger: Merger, tried: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Measure every candidate on the select split; give a row each, and the experts' metrics."""
+    work, samples = merger.work, merger.work.samples["select"]
+    experts, rows = measure_experts(work, samples), []
+    for params in tried:
+        measured = measure(work, merger(params), work.expert_heads(), samples)
+        rows.append({"params": params, "metrics": measured, **against(work, measured, experts)})
+        work.stages.progress.say(
+            f"merge: {params}: normalised performance {rows[-1]['normalised_performance']:.4f}"
+        )
+    return rows, experts

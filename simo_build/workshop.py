@@ -1,0 +1,151 @@
+"""What the stages of a build share: base, experts, images, and how they are measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from simo_build.checkpoints import Expert, description, load_base, read_expert
+from simo_build.data import Samples, load_split, open_dataset
+from simo_build.encoder import Encoder
+from simo_build.evaluate import compare, measure_heads
+from simo_build.features import compute_features
+from simo_build.heads import Head, make_head
+from simo_build.loading import LoadedRecipe
+from simo_build.recipe import Recipe
+from simo_build.stages import Stages
+from simo_build.statedict import StateDict, misfits, part, prefixed
+from simo_build.train import device, expert_path, feature_shape, train_expert
+from simo_runtime.errors import CheckpointError, listing
+
+
+@dataclass
+class Workshop:
+    """What the stages share, read when it is first needed."""
+
+    loaded: LoadedRecipe
+    stages: Stages
+    base_hash: str = field(init=False)
+    base: StateDict = field(init=False)
+    encoder: Encoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.recipe.encoder, self.recipe.image)
+        self.base_hash = load_base(self.loaded, self.encoder)
+        self.base = {n: t.detach().clone() for n, t in self.encoder.weights().items()}
+        self.encoder.to(device())
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return self.loaded.recipe
+
+    @cached_property
+    def experts(self) -> dict[str, Expert]:
+        """The experts of all tasks, trained here if they are missing and the recipe says so."""
+        found = {}
+        for task in self.recipe.tasks:
+            path = expert_path(self.loaded, task, self.base_hash)
+            if not path.is_file() and self.recipe.train_missing:
+                path = train_expert(self.loaded, task, self.stages.progress)
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{path}: the expert of {task} is missing. Train it with "
+                    f"`simo-train --recipe {self.loaded.shown} --task {task}`, or set "
+                    "`train_missing: true` in the recipe."
+                )
+            expert = read_expert(path, like=description(self.recipe, task, self.base_hash))
+            self.encoder.load(expert.encoder, source=str(path))  # refuses what does not fit
+            self._check_head(expert)
+            found[task] = expert
+        return found
+
+    def _check_head(self, expert: Expert) -> None:
+        """Refuse an expert whose head is not the recipe's, before any work."""
+        head = self.heads()[expert.task]
+        faults = list(misfits(expert.head, head.state_dict()))
+        if faults:
+            raise CheckpointError(
+                f"{expert.source}: {len(faults)} head tensors do not fit a "
+                f"{self.recipe.tasks[expert.task].head} head\n{listing(faults)}"
+            )
+
+    @cached_property
+    def samples(self) -> dict[str, Samples]:
+        """The labelled images that a build may look at: `realign` and `select`, never `test`."""
+        return {role: self.split(role) for role in ("realign", "select")}
+
+    def split(self, role: str) -> Samples:
+        """Read one split with the truths of every task."""
+        tasks = list(self.recipe.tasks)
+        return load_split(self.loaded, role, tasks=tasks, progress=self.stages.progress)
+
+    def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
+        """Compute the features of a split with some encoder weights."""
+        self.encoder.load(weights, source=label)
+        return compute_features(self.encoder, samples, label=label, progress=self.stages.progress)
+
+    def heads(self, weights: Mapping[str, StateDict] | None = None) -> dict[str, Head]:
+        """Make the heads with the weights given, or with random ones."""
+        made = {}
+        for task, spec in self.recipe.specs().items():
+            name, shape = self.recipe.tasks[task].head, feature_shape(self.encoder)
+            head = make_head(name, spec, shape, seed=self.recipe.train.seed).to(device())
+            if weights is not None:
+                head.load_state_dict(weights[task])
+            made[task] = head.eval()
+        return made
+
+    def expert_heads(self) -> dict[str, Head]:
+        """Make the heads as the experts have them."""
+        return self.heads({task: expert.head for task, expert in self.experts.items()})
+
+    def inputs(self) -> dict[str, Any]:
+        """Give the hashes of everything a build reads."""
+        data = self.recipe.data
+        return {
+            "base": self.base_hash,
+            "experts": {task: expert.hash for task, expert in self.experts.items()},
+            "data": open_dataset(self.loaded).fingerprint() if data else None,
+        }
+
+
+def measure_experts(work: Workshop, samples: Samples) -> dict[str, float]:
+    """Measure every expert on its own task."""
+    heads, specs = work.expert_heads(), work.recipe.specs()
+    measured: dict[str, float] = {}
+    for task, expert in work.experts.items():
+        features = work.features(expert.encoder, samples, f"expert {task}")
+        one = {task: heads[task]}
+        measured |= measure_heads(one, specs, features=features, samples=samples)
+    return measured
+
+
+def measure(
+    work: Workshop, weights: StateDict, heads: Mapping[str, Head], samples: Samples
+) -> dict[str, float]:
+    """Measure every head on the features of one encoder."""
+    features = work.features(weights, samples, "the shared encoder")
+    return measure_heads(heads, work.recipe.specs(), features=features, samples=samples)
+
+
+def against(
+    work: Workshop, measured: Mapping[str, float], experts: Mapping[str, float]
+) -> dict[str, float]:
+    """Compare with the experts by equations 1 and 2."""
+    return compare(measured, experts, work.recipe.specs())
+
+
+def flat_heads(heads: Mapping[str, Head]) -> StateDict:
+    """Put all heads into one dictionary, `<task>.<tensor>`."""
+    flat: StateDict = {}
+    for task, head in heads.items():
+        flat |= prefixed(head.state_dict(), f"{task}.")
+    return flat
+
+
+def split_heads(work: Workshop, flat: StateDict) -> dict[str, Head]:
+    """Make heads from a dictionary of `flat_heads`."""
+    return work.heads({task: part(flat, f"{task}.") for task in work.recipe.tasks})
