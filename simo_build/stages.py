@@ -5,8 +5,9 @@ file that appears whole or not at all.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from simo_runtime.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage gave: tensors, plain values for the log, and the key it is kept under."""
+    """What a stage gave: tensors, plain values for the log, the key it is kept under, its time.
+
+    The time is that of the run that made it, in seconds, however often it is read again.
+    """
 
     tensors: StateDict
     log: Mapping[str, Any]
     key: str
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,21 @@ class Stages:
         path = self.root / f"{name}-{key[:16]}.safetensors"
         if kept := _kept(path):
             self.progress.say(f"{name}: kept from an earlier build")
-            return Result(*kept, key)
+            return replace(kept, key=key)
         self.progress.say(f"{name} ...")
+        started = time.perf_counter()
         tensors, log = make()
-        write_tensors(path, tensors, {"log": json.dumps(log, sort_keys=True)})
+        seconds = round(time.perf_counter() - started, 3)
+        written = {"log": json.dumps(log, sort_keys=True), "seconds": json.dumps(seconds)}
+        write_tensors(path, tensors, written)
         # JSON turns tuples into lists: give what a later build will read.
-        return Result(tensors, json.loads(json.dumps(log)), key)
+        return Result(tensors, json.loads(written["log"]), key, seconds)
 
 
-def _kept(path: Path) -> tuple[StateDict, dict[str, Any]] | None:
+def _kept(path: Path) -> Result | None:
     """Read a kept result; one that is missing or damaged is None, since it can be made again."""
     try:
         tensors, metadata = read_tensors(path)
-        return tensors, dict(json.loads(metadata["log"]))
+        return Result(tensors, dict(json.loads(metadata["log"])), "", float(metadata["seconds"]))
     except (CheckpointError, KeyError, TypeError, ValueError):
         return None

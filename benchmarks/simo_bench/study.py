@@ -1,0 +1,210 @@
+"""Every merging method on the same experts: alone, and after head re-alignment.
+
+    python -m simo_bench.study --recipe nyuv2-vit-tiny --data DATA --json FILE
+
+Every candidate of benchmarks/recipes/methods.yaml is merged and measured on the select split. Each
+method's best candidate by equation 1 is re-aligned, and measured on the split that is asked for.
+Stages are kept, so that a killed study goes on where it was.
+"""
+
+import itertools
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from simo_build.build import realign, versions
+from simo_build.cli import data_option, experts_option, polite, recipe_option
+from simo_build.loading import LoadedRecipe, load_recipe
+from simo_build.merging import merge
+from simo_build.progress import Bars, Progress
+from simo_build.recipe import MergePart
+from simo_build.report import commit, cpu_name, without_paths, write_json
+from simo_build.stages import Result, Stages
+from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
+from simo_runtime.errors import RecipeError
+
+SCHEMA = "simo.study/1"
+METHODS_FILE = Path(__file__).resolve().parents[1] / "recipes" / "methods.yaml"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method, its fixed parameters, its grid, and which candidates are re-aligned."""
+
+    method: str
+    name: str = ""
+    params: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    realign: str = "chosen"
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """Give every combination of the grid with the fixed parameters."""
+        for values in itertools.product(*self.grid.values()):
+            yield {**self.params, **dict(zip(self.grid, values, strict=True))}
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Read the list of methods."""
+    entries = []
+    for one in yaml.safe_load(path.read_text(encoding="utf-8")):
+        fields = {"params": {}, "grid": {}, **one}
+        if unknown := set(fields) - set(Entry.__dataclass_fields__):
+            raise RecipeError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+        if fields.get("realign", "chosen") not in ("chosen", "all"):
+            raise RecipeError(f"{path}: realign is {fields['realign']!r}; it is `chosen` or `all`")
+        entries.append(Entry(**fields))
+    return entries
+
+
+@dataclass
+class Study:
+    """The experts that all methods share, and how a candidate is merged and measured."""
+
+    work: Workshop
+    split: str
+
+    def __post_init__(self) -> None:
+        self.recipe = self.work.recipe
+        self.samples = {"select": self.work.samples["select"]}
+        if self.split not in self.samples:
+            self.samples[self.split] = self.work.split(self.split)
+        self.experts = {name: measure_experts(self.work, s) for name, s in self.samples.items()}
+
+    def merged(self, method: str, params: Mapping[str, Any]) -> Result:
+        """Merge one candidate, through the stages of a build."""
+        part = MergePart(method=method, params=dict(params))
+        recipe = self.recipe.model_copy(update={"merge": part})
+        self.work.loaded = replace(self.work.loaded, recipe=recipe)
+        return merge(self.work)
+
+    def measured(self, merged: Result, aligned: Result | None, split: str) -> Row:
+        """Measure a candidate on a split, with the experts' heads or with re-aligned ones."""
+        inputs = {"merged": merged.key, "aligned": aligned and aligned.key, "split": split}
+
+        def make() -> tuple[dict[str, Any], dict[str, Any]]:
+            heads = split_heads(self.work, aligned.tensors) if aligned else None
+            found = measure(
+                self.work,
+                merged.tensors,
+                heads or self.work.expert_heads(),
+                self.samples[split],
+            )
+            return {}, {"metrics": found, **against(self.work, found, self.experts[split])}
+
+        return dict(self.work.stages.run("measure", {**self.work.inputs(), **inputs}, make).log)
+
+    def candidate(self, entry: Entry, params: Mapping[str, Any]) -> Row:
+        """Merge one candidate and measure it on the select split."""
+        merged = self.merged(entry.method, params)
+        row: Row = {
+            "name": entry.name or entry.method,
+            "method": entry.method,
+            "params": dict(params),
+            "merged": self.measured(merged, None, "select"),
+            "realigned": None,
+            "seconds": {"merge": merged.seconds},
+        }
+        if entry.realign == "all":
+            self.align(row)
+        self.work.stages.progress.say(
+            f"{row['name']} {dict(params)}: {row['merged']['normalised_performance'] - 1:+.2%}"
+        )
+        return row
+
+    def align(self, row: Row) -> tuple[Result, Result]:
+        """Re-align the heads to a candidate and measure it on the select split."""
+        merged = self.merged(row["method"], row["params"])
+        aligned = realign(self.work, merged)
+        row["seconds"]["realign"] = aligned.seconds
+        row["realigned"] = self.measured(merged, aligned, "select")
+        return merged, aligned
+
+    def method(self, entry: Entry) -> tuple[list[Row], Row]:
+        """Compare an entry's candidates; give them, and the best one on the study's split."""
+        rows = [self.candidate(entry, params) for params in entry.candidates()]
+        best = max(rows, key=lambda row: row["merged"]["normalised_performance"])
+        merged, aligned = self.align(best)
+        chosen = {key: best[key] for key in ("name", "method", "params")} | {
+            "merged": self.measured(merged, None, self.split),
+            "realigned": self.measured(merged, aligned, self.split),
+            "seconds": best["seconds"],
+        }
+        return rows, chosen
+
+
+def run(
+    loaded: LoadedRecipe, entries: Sequence[Entry], split: str, out: Path, *, progress: Progress
+) -> dict[str, Any]:
+    """Run the study; give the whole document."""
+    study = Study(Workshop(loaded, Stages(out, progress)), split)
+    tried: list[Row] = []
+    chosen: list[Row] = []
+    for entry in entries:
+        rows, best = study.method(entry)
+        tried += rows
+        chosen.append(best)
+    return {
+        "schema": SCHEMA,
+        "recipe": loaded.recipe.name,
+        "split": split,
+        "images": len(study.samples[split]),
+        "command": shlex.join(["python", "-m", "simo_bench.study", *without_paths(sys.argv[1:])]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": cpu_name(),
+        "inputs": study.work.inputs(),
+        "experts": study.experts,
+        "chosen": chosen,
+        "candidates": tried,
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Lay the chosen candidates out as a table in Markdown."""
+    lines = ["| method | parameters | merged | heads re-aligned |", "| --- | --- | ---: | ---: |"]
+    for row in found["chosen"]:
+        params = ", ".join(f"{key} {value}" for key, value in row["params"].items())
+        drops = [row[kind]["normalised_performance"] - 1 for kind in ("merged", "realigned")]
+        lines.append(f"| `{row['name']}` | {params} | {drops[0]:+.2%} | {drops[1]:+.2%} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "--methods",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=METHODS_FILE,
+    help="The list of methods.  [default: benchmarks/recipes/methods.yaml]",
+)
+@click.option("--split", type=click.Choice(["select", "test"]), default="select", show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@data_option
+@experts_option
+@polite
+def main(
+    recipe: str,
+    methods: Path,
+    split: str,
+    json_file: Path | None,
+    data: Path | None,
+    experts: Path,
+) -> None:
+    """Compare merging methods on the experts of a recipe."""
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    stages = Path("bundles") / ".stages"
+    found = run(loaded, read_entries(methods), split, stages, progress=Bars())
+    click.echo(table(found))
+    if json_file is not None:
+        write_json(found, json_file)
+
+
+if __name__ == "__main__":
+    main()
