@@ -1,6 +1,11 @@
 """Merging methods: what every one of them promises, and how their parameters are checked."""
 
+import inspect
 import itertools
+import json
+import os
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,6 +149,22 @@ class TestEveryMethod:
         one, other = (self.merge(method, [delta(0), delta(1)]) for _ in range(2))
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
+    def test_can_be_rehearsed(self, method: MergeMethod) -> None:
+        method.rehearse(SHAPES, tasks=3, **PARAMS.get(method.name, {}))
+
+    def test_refuses_an_unknown_parameter_when_rehearsed(self, method: MergeMethod) -> None:
+        with pytest.raises(UnknownNameError, match=f"parameter of merge.method {method.name}"):
+            method.rehearse(SHAPES, tasks=3, **PARAMS.get(method.name, {}), nonsense=1)
+
+    def test_refuses_a_wrong_value_of_any_parameter_when_rehearsed(
+        self, method: MergeMethod
+    ) -> None:
+        for name in inspect.signature(method.function).parameters:
+            if name not in ("deltas", "evidence"):
+                params = {**PARAMS.get(method.name, {}), name: object()}
+                with pytest.raises(RecipeError, match=rf"merge\.{name}"):
+                    method.rehearse(SHAPES, tasks=3, **params)
+
     def test_names_its_paper(self, method: MergeMethod) -> None:
         assert method.paper.startswith("https://")
 
@@ -255,3 +276,28 @@ def test_a_parameter_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         METHODS[name]([delta(0), delta(1)], **params)
+
+
+HASHES = """
+import json
+from simo_build.merge import METHODS
+from simo_build.statedict import state_hash
+from tests.merging import PARAMS, delta
+
+deltas = [delta(seed) for seed in range(3)]
+found = {name: m(deltas, **PARAMS.get(name, {})) for name, m in METHODS.items()}
+print(json.dumps({name: state_hash(merged) for name, merged in found.items()}))
+"""
+
+
+def test_no_method_depends_on_pythons_hash_seed() -> None:
+    # sets and the hashes of strings differ between these two processes
+    found = []
+    for seed in ("1", "2"):
+        given = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        told = subprocess.run(
+            [sys.executable, "-c", HASHES], env=given, capture_output=True, text=True, check=True
+        )
+        found.append(json.loads(told.stdout))
+    assert set(found[0]) == set(METHODS)
+    assert found[0] == found[1]
