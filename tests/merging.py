@@ -13,8 +13,10 @@ Matrix = NDArray[np.float64]
 # Parameters under which a method may be called; a new method with required ones adds a line.
 PARAMS: dict[str, dict[str, Any]] = {
     "task_arithmetic": {"alpha": 0.3},
+    "awd": {"alpha": 0.3},
     "consensus": {"alpha": 0.3, "threshold": 0.4},
     "dare": {"alpha": 0.3, "drop": 0.5},
+    "dare_ties": {"drop": 0.5},
     "della": {"density": 0.5},
     "lines": {"beta": 0.5},
     "iso_c": {"alpha": 1.0},

@@ -47,6 +47,36 @@ def test_ties_trims_over_the_whole_vector_or_each_tensor() -> None:
     assert [tensor.tolist() for tensor in tensor.values()] == [[30.0, 0.0], [0.0, 3.0]]
 
 
+def test_dare_ties_without_dropping_is_ties_without_trimming() -> None:
+    # the sums [-1, 1.2, 0, 4] elect the signs; 1 and 0.2 agree, of 0.1 and -0.1 nothing is elected
+    deltas = vectors([2.0, 1.0, 0.1, 0.0], [-3.0, 0.2, -0.1, 4.0])
+    merged = METHODS["dare_ties"](deltas, drop=0.0)
+    assert_close(merged["w"], torch.tensor([-3.0, 0.6, 0.0, 4.0]))
+    added = METHODS["dare_ties"](deltas, drop=0.0, merge="sum", alpha=0.5)
+    assert_close(added["w"], torch.tensor([-1.5, 0.6, 0.0, 2.0]))
+
+
+def test_dare_ties_elects_among_what_dropping_leaves() -> None:
+    # 1 and -3, dropped or divided by 1 - 0.5: both stay: -6 wins; one stays: 2 or -6; none: 0
+    shape = (4000,)
+    deltas = [{"w": torch.full(shape, value)} for value in (1.0, -3.0)]
+    merged = METHODS["dare_ties"](deltas, drop=0.5)["w"]
+    values, counts = merged.unique(return_counts=True)
+    assert values.tolist() == [-6.0, 0.0, 2.0]
+    # half, a quarter and a quarter of 4000, within five standard deviations
+    for count, expected in zip(counts.tolist(), (2000, 1000, 1000), strict=True):
+        assert abs(count - expected) < 160
+
+
+def test_dare_ties_drops_what_dare_drops() -> None:
+    # of one task both keep the same weights
+    params = {"alpha": 1.0, "drop": 0.5, "seed": 3}
+    one = {"w": torch.linspace(1.0, 2.0, 100)}
+    assert torch.equal(
+        METHODS["dare_ties"]([one], **params)["w"], METHODS["dare"]([one], **params)["w"]
+    )
+
+
 def test_relative_ranks_by_hand() -> None:
     assert relative_rank(torch.tensor([[3.0, -1.0, 2.0]])).tolist() == [[1.0, 0.0, 0.5]]
     assert relative_rank(torch.tensor([[7.0], [8.0]])).tolist() == [[0.5], [0.5]]

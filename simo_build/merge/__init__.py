@@ -6,6 +6,7 @@ pass over the deltas several times, and never write to them. docs/merging.md has
 """
 
 from simo_build.merge.depth import ByLayer, by_layer, depths
+from simo_build.merge.disentangle import awd
 from simo_build.merge.elementwise import (
     average,
     breadcrumbs,
@@ -17,7 +18,7 @@ from simo_build.merge.elementwise import (
 from simo_build.merge.iterative import doge, wudi
 from simo_build.merge.layers import balanced_alpha, lines, scaled_by_layer
 from simo_build.merge.parameters import number
-from simo_build.merge.ranked import della, pcb, ties
+from simo_build.merge.ranked import dare_ties, della, pcb, ties
 from simo_build.merge.reading import Delta, total
 from simo_build.merge.registry import (
     METHODS,
@@ -36,12 +37,14 @@ __all__ = [
     "Evidence",
     "MergeMethod",
     "average",
+    "awd",
     "balanced_alpha",
     "breadcrumbs",
     "by_layer",
     "candidates",
     "consensus",
     "dare",
+    "dare_ties",
     "della",
     "depths",
     "doge",
