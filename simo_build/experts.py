@@ -16,6 +16,7 @@ from simo_build.checkpoints import (
 )
 from simo_build.encoder import Encoder, resampled
 from simo_build.loading import LoadedRecipe
+from simo_runtime.errors import CheckpointError
 
 
 def fitting_expert(
@@ -39,7 +40,13 @@ def fitting_expert(
     if image == recipe.image:
         return read_expert(path, like=wanted)
     there = Encoder(recipe.encoder, image)
-    there_hash = load_base(loaded, there)
+    try:
+        there_hash = load_base(loaded, there)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: the expert was made for images of {image.size} pixels, the recipe's are "
+            f"{recipe.image.size}, and the base does not fit the expert's size: {error}"
+        ) from error
     positions = {n: t.detach().clone() for n, t in there.weights().items() if n == "pos_embed"}
     wanted |= {"base_hash": there_hash, "image": image.model_dump(mode="json")}
     expert = read_expert(path, like=wanted)

@@ -12,8 +12,11 @@ from simo_build.checkpoints import Expert, description, load_base, write_expert,
 from simo_build.encoder import Encoder, randomise
 from simo_build.experts import fitting_expert
 from simo_build.loading import LoadedRecipe
+from simo_build.progress import Silent
 from simo_build.recipe import Recipe
+from simo_build.stages import Stages
 from simo_build.statedict import StateDict
+from simo_build.workshop import Workshop
 from simo_runtime.errors import CheckpointError
 
 HERE, THERE = (32, 48), (64, 48)  # pixels: grids of 2 x 3 and 4 x 3 patches
@@ -30,7 +33,7 @@ def loaded(folder: Path, size: tuple[int, int], **image: object) -> LoadedRecipe
             },
             "base": "base.safetensors",
             "image": {"size": size, **image},
-            "tasks": {"depth": {"kind": "depth"}},
+            "tasks": {"depth": {"kind": "depth", "expert": "expert.safetensors"}},
         }
     )
     return LoadedRecipe(
@@ -59,13 +62,19 @@ def base_at(folder: Path, size: tuple[int, int]) -> tuple[Encoder, StateDict, st
 
 
 def expert_at(
-    folder: Path, size: tuple[int, int], change: Change, *, base_hash: str = "", **image: object
+    folder: Path,
+    size: tuple[int, int],
+    change: Change,
+    *,
+    base_hash: str = "",
+    head: StateDict | None = None,
+    **image: object,
 ) -> Path:
     """Write an expert that was made for some image size, by a change of the base at that size."""
     _, base, found = base_at(folder, size)
     about = description(loaded(folder, size, **image).recipe, "depth", base_hash or found)
     path = folder / "expert.safetensors"
-    write_expert(path, encoder=change(base), head={"w": torch.ones(1)}, about=about)
+    write_expert(path, encoder=change(base), head=head or {}, about=about)
     return path
 
 
@@ -112,6 +121,29 @@ def test_positions_that_training_did_not_move_are_the_bases(folder: Path) -> Non
     assert torch.equal(found["pos_embed"], base_at(folder, HERE)[1]["pos_embed"])
 
 
+class Told(Silent):
+    """Keeps the lines that are said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_workshop_says_what_it_resampled(folder: Path) -> None:
+    told = Told()
+    work = Workshop(loaded(folder, HERE), Stages(folder / ".stages", told))
+    head = work.heads()["depth"].state_dict()
+    expert_at(folder, THERE, all_but_positions, head=head)
+    expert = work.experts["depth"]
+    assert torch.equal(expert.encoder["pos_embed"], work.base["pos_embed"])
+    assert told.lines == [
+        "expert depth: made for 64 x 48 pixels, its position embedding is resampled to those of "
+        "32 x 48"
+    ]
+
+
 def test_another_size_on_the_same_grid_needs_no_resampling(folder: Path) -> None:
     # 30 x 47 pixels are padded to 32 x 48
     tuned = everything(base_at(folder, (30, 47))[1])
@@ -138,6 +170,19 @@ def test_positions_of_a_grid_that_the_file_does_not_tell_are_refused(folder: Pat
 
     with pytest.raises(CheckpointError, match="1 encoder tensors do not fit"):
         read(expert_at(folder, THERE, cut))
+
+
+def test_a_base_that_cannot_come_to_the_experts_size_is_told(folder: Path) -> None:
+    # 2 x 3 patches: known for the recipe's grid only
+    encoder, base, found = base_at(folder, HERE)
+    path = expert_at(folder, THERE, everything)
+    write_tensors(folder / "base.safetensors", base, {})
+    with pytest.raises(
+        CheckpointError, match=r"made for images of \(64, 48\).*does not fit the exp"
+    ):
+        fitting_expert(
+            path, loaded(folder, HERE), "depth", encoder=encoder, base=base, base_hash=found
+        )
 
 
 @pytest.mark.parametrize("size", [(0, 48), (-16, 16)])

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from simo_build.checkpoints import read_tensors
 from simo_build.loading import load_recipe
-from simo_build.merge import METHODS, balanced_alpha
+from simo_build.merge import METHODS, Moved, balanced_alpha
 from simo_build.merging import Merger, apart, check_recipe, merge
 from simo_build.progress import Silent
 from simo_build.stages import Stages
@@ -89,6 +89,12 @@ def test_candidates_of_lines_reach_the_merger(opened: Open) -> None:
     assert_close(merged[FC1], work.base[FC1] + (alpha + 0.2) * delta[FC1])
 
 
+def test_methods_of_matrices_alone_read_their_deltas_on_the_device(opened: Open) -> None:
+    work = opened({"params": {"alpha": 0.3}})
+    assert all(isinstance(one, Moved) for one in Merger(work, METHODS["iso_c"]).deltas)
+    assert not any(isinstance(one, Moved) for one in Merger(work, METHODS["ties"]).deltas)
+
+
 def test_parameters_of_lines_are_told_from_the_methods() -> None:
     own, lines = apart({"alpha": 0.3, "lines.beta": 0.5, "density": 0.2})
     assert (own, lines) == ({"alpha": 0.3, "density": 0.2}, {"beta": 0.5})
@@ -153,6 +159,13 @@ def test_a_parameter_out_of_range_is_refused_before_experts_are_read(
 ) -> None:
     work = opened(merging, seg=Path("there-is-no-such-expert.safetensors"))
     refused(work, RecipeError, message)
+
+
+def test_every_candidate_is_checked_before_the_first_is_merged(opened: Open) -> None:
+    work = opened({"params": {"alpha": 0.3}}, seg=Path("there-is-no-such-expert.safetensors"))
+    merger = Merger(work, METHODS["dare"])
+    with pytest.raises(RecipeError, match=r"merge\.drop is 1\.0; it must be at least 0 and below"):
+        merger.rehearse([{"alpha": 0.3, "drop": 0.5}, {"alpha": 0.3, "drop": 1.0}])
 
 
 def damaged(folder: Path, change: Callable[[StateDict, dict[str, str]], None]) -> Path:
