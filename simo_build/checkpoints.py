@@ -21,12 +21,13 @@ from torch import Tensor
 
 from simo_build.encoder import Encoder, adapt, randomise
 from simo_build.loading import LoadedRecipe
-from simo_build.recipe import Recipe
+from simo_build.recipe import ImagePart, Recipe
 from simo_build.statedict import StateDict, part, prefixed, state_hash
 from simo_runtime.errors import CheckpointError, listing
 
 FORMAT = "simo.expert/1"
 METADATA = "simo"
+PICKLES = {".pt", ".pth", ".bin"}
 # What torch.load raises, by and by, when the bytes of a file are changed.
 DAMAGE = (
     pickle.UnpicklingError,
@@ -57,12 +58,23 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     """Read a safetensors file, or a `.pt` file of plain tensors; give tensors and metadata."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    if path.suffix in {".pt", ".pth", ".bin"}:
+    if path.suffix in PICKLES:
         return _read_pickle(path), {}
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a file says of itself, without its tensors if it is a safetensors file."""
+    if not path.is_file() or path.suffix in PICKLES:
+        return read_tensors(path)[1]
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
 
@@ -195,6 +207,14 @@ def _image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
     return high, wide
 
 
+def image_part(metadata: Mapping[str, str], path: Path, *, like: ImagePart) -> ImagePart:
+    """Give the recipe's image at the size that a file of ours says of itself."""
+    try:
+        return ImagePart.model_validate({**like.model_dump(), "size": _image_size(metadata, path)})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its image's size cannot be: {error}") from error
+
+
 def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
     """Read an expert and compare what it says of itself with what the recipe needs (`like`)."""
     tensors, metadata = read_tensors(path)
@@ -204,7 +224,7 @@ def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
         raise CheckpointError(
             f"{path}: the expert does not fit the recipe\n{listing(differences)}\n"
             "All experts of a recipe must be fine-tuned from its `base`, with its `encoder`, "
-            "`image` and task."
+            "`image` (the size may differ) and task."
         )
     parts = claim(finite(tensors, source=path), source=path)
     return Expert(

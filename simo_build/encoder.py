@@ -152,7 +152,7 @@ def adapt(
             f"{source}: its patches are {tuple(patch)} pixels, "
             f"those of {encoder.part.model} are {encoder.geometry.patch}"
         )
-    adapted = _resampled(_from_dinov2(kept), encoder, image_size)
+    adapted = resampled(_from_dinov2(kept), encoder, image_size)
     faults = list(misfits(adapted, encoder.weights()))
     if faults:
         raise CheckpointError(
@@ -176,7 +176,7 @@ def _from_dinov2(state: Mapping[str, Tensor]) -> StateDict:
     return renamed
 
 
-def _resampled(state: StateDict, encoder: Encoder, image_size: tuple[int, int] | None) -> StateDict:
+def resampled(state: StateDict, encoder: Encoder, image_size: tuple[int, int] | None) -> StateDict:
     """Resample the position embedding to the encoder's grid; one of an unknown grid stays."""
     vit, old, new = encoder.vit, state.get("pos_embed"), encoder.geometry.grid
     if old is None or vit.pos_embed is None or old.ndim != 3 or len(old) != 1:

@@ -9,9 +9,18 @@ import numpy as np
 
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
-from simo_build.merge import Delta, MergeMethod, candidates, method_named
+from simo_build.merge import (
+    Delta,
+    MergeMethod,
+    Moved,
+    candidates,
+    check_lines,
+    lines_on_top,
+    method_named,
+)
 from simo_build.stages import Result
 from simo_build.statedict import StateDict, add, subtract
+from simo_build.train import device
 from simo_build.workshop import Workshop, against, measure, measure_experts
 from simo_runtime.errors import RecipeError
 
@@ -21,7 +30,8 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
     method = method_named(recipe.merge.method)
     if recipe.random_seed is None:
-        method.check([*recipe.merge.params, *recipe.merge.choose])
+        chosen = [name for name in recipe.merge.choose if not name.startswith("lines.")]
+        method.check([*recipe.merge.params, *chosen])
     elif recipe.realign or recipe.merge.choose:
         raise RecipeError(
             f"{loaded.shown}: base {recipe.base} is for measuring speed; "
@@ -39,7 +49,7 @@ def merge(work: Workshop) -> Result:
         return Result(work.base, {"random": True}, digest({"random": work.base_hash}))
     choice = work.recipe.merge
     merger = Merger(work, method_named(choice.method))
-    tried = candidates(choice.params, choice.choose)
+    tried = candidates(choice.fixed(), choice.choose)
     merger.rehearse(tried)
     splits = "select" if choice.choose else None
     return work.stages.run(
@@ -59,16 +69,31 @@ class Merger:
     def rehearse(self, tried: Sequence[Mapping[str, Any]]) -> None:
         """Refuse parameters out of range before any heavy work."""
         for params in tried:
-            self.method.rehearse(self.work.base, tasks=len(self.work.recipe.tasks), **params)
+            own, lines = apart(params)
+            self.method.rehearse(self.work.base, tasks=len(self.work.recipe.tasks), **own)
+            if lines:
+                check_lines(self.work.base, **lines)
 
     @cached_property
     def deltas(self) -> list[Delta]:
-        """The experts' differences from the base."""
-        return [subtract(one.encoder, self.work.base) for one in self.work.experts.values()]
+        """The experts' differences from the base, on the GPU if there is one and it saves time."""
+        deltas = [subtract(one.encoder, self.work.base) for one in self.work.experts.values()]
+        return [Moved(delta, device()) for delta in deltas] if self.method.heavy else [*deltas]
 
     def __call__(self, params: Mapping[str, Any]) -> StateDict:
         """Give the weights of the shared encoder."""
-        return add(self.work.base, self.method(self.deltas, **params))
+        own, lines = apart(params)
+        merged = {name: tensor.cpu() for name, tensor in self.method(self.deltas, **own).items()}
+        if lines:
+            merged = lines_on_top(merged, self.deltas, **lines)
+        return add(self.work.base, merged)
+
+
+def apart(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell a method's own parameters from those of `lines` on top of it."""
+    lines = {name: value for name, value in params.items() if name.startswith("lines.")}
+    own = {name: value for name, value in params.items() if name not in lines}
+    return own, {name.removeprefix("lines."): value for name, value in lines.items()}
 
 
 def _merge(merger: Merger, tried: Sequence[Mapping[str, Any]]) -> tuple[StateDict, dict[str, Any]]:

@@ -152,12 +152,32 @@ class TrainPart(Part):
     full: Phase = Phase(epochs=20, lr=1e-4)
 
 
+class LinesPart(Part):
+    """LiNeS on top of a merging method: scale what it gives by depth."""
+
+    beta: float | None = None  # how much more the last block gets; None: it is in `choose`
+    alpha: float | Literal["balanced"] = "balanced"  # of the first block; balanced: the paper's
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _number_or_balanced(cls, alpha: object) -> object:
+        if alpha != "balanced" and (isinstance(alpha, bool) or not isinstance(alpha, (int, float))):
+            raise ValueError("must be a number, or balanced")
+        return alpha
+
+    def given(self) -> dict[str, Any]:
+        """Give the values that are there, under their names in `choose`."""
+        found = {"lines.beta": self.beta, "lines.alpha": self.alpha}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class MergePart(Part):
     """The merging method, its parameters, and which of them are chosen on the select split."""
 
     method: str = "task_arithmetic"
     params: dict[str, Any] = {}
     choose: dict[str, tuple[float, ...]] = {}
+    lines: LinesPart | None = None
 
     @model_validator(mode="after")
     def _not_both(self) -> "MergePart":
@@ -167,6 +187,29 @@ class MergePart(Part):
         if any(not values for values in self.choose.values()):
             raise ValueError("`choose` needs at least one value for each parameter")
         return self
+
+    @model_validator(mode="after")
+    def _lines_on_top(self) -> "MergePart":
+        chosen = {name for name in self.choose if name.startswith("lines.")}
+        if self.lines is None:
+            if chosen:
+                raise ValueError(f"{min(chosen)} is in `choose`, but there is no `lines`")
+            return self
+        if self.method == "lines":
+            raise ValueError("`lines` goes on top of another method; `method: lines` is one itself")
+        if foreign := chosen - {"lines.alpha", "lines.beta"}:
+            raise ValueError(f"{min(foreign)}: `lines` has alpha and beta")
+        if both := {f"lines.{key}" for key in self.lines.model_fields_set} & chosen:
+            raise ValueError(f"{min(both)} is in both `lines` and `choose`")
+        if self.lines.beta is None and "lines.beta" not in chosen:
+            raise ValueError(
+                "`lines` needs beta; give it, or candidates for lines.beta in `choose`"
+            )
+        return self
+
+    def fixed(self) -> dict[str, Any]:
+        """Give the parameters that are not chosen, those of `lines` as `lines.<name>`."""
+        return {**self.params, **(self.lines.given() if self.lines else {})}
 
 
 class HeadStep(Part):

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from simo_build.checkpoints import Expert, description, load_base, read_expert
+from simo_build.checkpoints import Expert, load_base
 from simo_build.data import Samples, load_split, open_dataset
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
+from simo_build.experts import fitting_expert
 from simo_build.features import compute_features
 from simo_build.heads import Head, make_head
 from simo_build.loading import LoadedRecipe
@@ -56,11 +58,28 @@ class Workshop:
                     f"`simo-train --recipe {self.loaded.shown} --task {task}`, or set "
                     "`train_missing: true` in the recipe."
                 )
-            expert = read_expert(path, like=description(self.recipe, task, self.base_hash))
+            expert = self._read(path, task)
             self.encoder.load(expert.encoder, source=str(path))  # refuses what does not fit
             self._check_head(expert)
             found[task] = expert
         return found
+
+    def _read(self, path: Path, task: str) -> Expert:
+        expert = fitting_expert(
+            path,
+            self.loaded,
+            task,
+            encoder=self.encoder,
+            base=self.base,
+            base_hash=self.base_hash,
+        )
+        made, here = expert.about["image"]["size"], list(self.recipe.image.size)
+        if made != here:
+            self.stages.progress.say(
+                f"expert {task}: made for {made[0]} x {made[1]} pixels, its position embedding is "
+                f"resampled to those of {here[0]} x {here[1]}"
+            )
+        return expert
 
     def _check_head(self, expert: Expert) -> None:
         """Refuse an expert whose head is not the recipe's, before any work."""

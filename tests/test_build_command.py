@@ -147,6 +147,14 @@ def refused(told: subprocess.CompletedProcess[str], folder: Path) -> str:
         ({"merge": {"method": "task_aritmetic"}}, "did you mean 'task_arithmetic'?"),
         ({"merge": {"method": "task_arithmetic", "params": {"alfa": 1}}}, "did you mean 'alpha'?"),
         ({"merge": {"method": "task_arithmetic"}}, "task_arithmetic needs alpha"),
+        (
+            {"merge": {"method": "ties", "choose": {"density": [0.2, 20]}}},
+            "merge.density is 20.0; it must be above 0 and at most 1",
+        ),
+        (
+            {"merge": {"params": {"alpha": 1}, "lines": {"bta": 1}}},
+            "merge.lines.bta: unknown key; did you mean 'beta'?",
+        ),
         ({"base": "gone.safetensors"}, "gone.safetensors: there is no such file"),
         (
             {"image": {"size": [120, 160], "mean": [0.4, 0.5, 0.5]}},

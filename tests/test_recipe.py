@@ -210,6 +210,21 @@ def test_an_unknown_key_is_named_with_its_path_and_the_closest_one(
         ({"realign": [{"step": "heads"}]}, r"realign\.0\.step: Input should be 'head'"),
         ({"merge__choose": {"alpha": [0.1]}}, "merge: alpha is in both `params` and `choose`"),
         ({"merge": {"choose": {"alpha": []}}}, "merge: `choose` needs at least one value"),
+        ({"merge__lines": {"bta": 1}}, r"merge\.lines\.bta: unknown key; did you mean 'beta'\?"),
+        ({"merge__lines": {"beta": "x"}}, r"merge\.lines\.beta"),
+        ({"merge__lines": {"beta": 1, "alpha": "x"}}, r"lines\.alpha: must be a number, or b"),
+        ({"merge__lines": {"alpha": 1}}, "merge: `lines` needs beta; give it, or candidates"),
+        ({"merge__lines": {}}, "merge: `lines` needs beta; give it, or candidates"),
+        ({"merge": {"method": "lines", "lines": {"beta": 1}}}, "merge: `lines` goes on top of"),
+        ({"merge__choose": {"lines.beta": [1]}}, "merge: lines.beta is in `choose`, but there"),
+        (
+            {"merge__lines": {"beta": 1}, "merge__choose": {"lines.beta": [1]}},
+            "merge: lines.beta is in both `lines` and `choose`",
+        ),
+        (
+            {"merge__lines": {"beta": 1}, "merge__choose": {"lines.gamma": [1]}},
+            "merge: lines.gamma: `lines` has alpha and beta",
+        ),
         ({"encoder__taps": [3, 1]}, r"encoder\.taps: must be block numbers in ascending order"),
         ({"encoder__taps": [1, 1]}, r"encoder\.taps: must be block numbers in ascending order"),
         ({"encoder__taps": []}, r"encoder\.taps: must be block numbers in ascending order"),
@@ -230,6 +245,13 @@ def test_a_value_that_cannot_be_is_named_with_its_key(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         load(changed(**changes))
+
+
+def test_parameters_of_lines_stand_beside_those_of_the_method(load: Load) -> None:
+    merging = {"params": {"alpha": 0.3}, "lines": {}, "choose": {"lines.beta": [0, 0.5]}}
+    part = load(changed(merge=merging)).recipe.merge
+    assert part.fixed() == {"alpha": 0.3, "lines.alpha": "balanced"}
+    assert part.choose == {"lines.beta": (0.0, 0.5)}
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf"])

@@ -6,6 +6,7 @@ pass over the deltas several times, and never write to them. docs/merging.md has
 """
 
 from simo_build.merge.depth import ByLayer, by_layer, depths
+from simo_build.merge.disentangle import awd
 from simo_build.merge.elementwise import (
     average,
     breadcrumbs,
@@ -15,10 +16,16 @@ from simo_build.merge.elementwise import (
     task_arithmetic,
 )
 from simo_build.merge.iterative import doge, wudi
-from simo_build.merge.layers import balanced_alpha, lines, scaled_by_layer
+from simo_build.merge.layers import (
+    balanced_alpha,
+    check_lines,
+    lines,
+    lines_on_top,
+    scaled_by_layer,
+)
 from simo_build.merge.parameters import number
-from simo_build.merge.ranked import della, pcb, ties
-from simo_build.merge.reading import Delta, total
+from simo_build.merge.ranked import dare_ties, della, pcb, ties
+from simo_build.merge.reading import Delta, Moved, total
 from simo_build.merge.registry import (
     METHODS,
     Evidence,
@@ -35,19 +42,24 @@ __all__ = [
     "Delta",
     "Evidence",
     "MergeMethod",
+    "Moved",
     "average",
+    "awd",
     "balanced_alpha",
     "breadcrumbs",
     "by_layer",
     "candidates",
+    "check_lines",
     "consensus",
     "dare",
+    "dare_ties",
     "della",
     "depths",
     "doge",
     "iso_c",
     "iso_cts",
     "lines",
+    "lines_on_top",
     "magmax",
     "method",
     "method_named",

@@ -42,7 +42,7 @@ def rest_of(rule: str) -> Callable[[Tensor], Tensor]:
     return lambda stack: torch.zeros_like(stack[0])
 
 
-@method(paper="https://arxiv.org/abs/2503.08099")
+@method(paper="https://arxiv.org/abs/2503.08099", heavy=True)
 def wudi(
     deltas: Sequence[Delta],
     *,
@@ -89,7 +89,7 @@ def lr_of(lr: object) -> float:
     return number("lr", lr, above=0, most=1)
 
 
-@method(paper="https://arxiv.org/abs/2501.01230")
+@method(paper="https://arxiv.org/abs/2501.01230", heavy=True)
 def doge(
     deltas: Sequence[Delta],
     *,

@@ -29,6 +29,22 @@ def scaled_by_layer(delta: Delta, *, alpha: float, beta: float) -> StateDict:
     return {name: scales[name] * delta[name].float() for name in delta}
 
 
+def lines_on_top(
+    merged: Delta, deltas: Sequence[Delta], *, beta: float, alpha: float | str = "balanced"
+) -> StateDict:
+    """Scale what a method made of the deltas by layer; alpha is the paper's unless it is given."""
+    check_lines(merged, beta=beta, alpha=alpha)
+    first = balanced_alpha(deltas, merged) if alpha == "balanced" else float(alpha)
+    return scaled_by_layer(merged, alpha=first, beta=float(beta))
+
+
+def check_lines(names: Iterable[str], *, beta: object, alpha: object = "balanced") -> None:
+    """Refuse values of `merge.lines` that are no numbers, and names without a depth."""
+    slope = number("lines.beta", beta)
+    start = 0.0 if alpha == "balanced" else number("lines.alpha", alpha)
+    layer_scales(names, alpha=start, beta=slope)
+
+
 def layer_scales(names: Iterable[str], *, alpha: float, beta: float) -> dict[str, float]:
     """Give the scale of every tensor by the number of its block."""
     inside = {name: block_of(name) is not None for name in names}

@@ -19,7 +19,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RecipeError(f"merge.{name} is {value!r}; it must be a number")
     if not -1e6 < value < 1e6:
-        raise RecipeError(f"merge.{name} is {value}; it must be a finite number")
+        raise RecipeError(f"merge.{name} is {value}; it must be a finite number, below 1e6 in size")
     bounds = (
         ("above", above, operator.gt),
         ("at least", least, operator.ge),

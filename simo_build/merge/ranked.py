@@ -1,4 +1,4 @@
-"""Methods that rank weights by magnitude, over a task's whole vector or over a row.
+"""Methods that rank weights by magnitude, or elect a sign for every weight.
 
 Shapes: T tasks, d weights of a task, n weights of one tensor, ... the shape of one tensor.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simo_build.merge.depth import ByLayer, by_layer
+from simo_build.merge.elementwise import sparse
 from simo_build.merge.parameters import number, one_of, whole
 from simo_build.merge.reading import Delta, each, flat, stacked, uniform
 from simo_build.merge.registry import method
@@ -102,6 +103,32 @@ def agreeing(stack: Tensor, sign: Tensor, *, merge: str) -> Tensor:
     if merge == "mean":
         chosen = chosen / agree.sum(dim=0).clamp(min=1)
     return chosen.float()
+
+
+@method(paper="https://arxiv.org/abs/2311.03099")
+def dare_ties(
+    deltas: Sequence[Delta],
+    *,
+    drop: ByLayer,
+    alpha: ByLayer = 1.0,
+    merge: str = "mean",
+    seed: float = 0,
+) -> StateDict:
+    """Drop and rescale as `dare` does, then elect signs and take those that agree, as `ties` does.
+
+    Nothing is trimmed. Where the sum over tasks is zero, nothing is elected.
+    """
+    scale = by_layer("alpha", alpha, deltas[0])
+    rate = by_layer("drop", drop, deltas[0], least=0, below=1)
+    salt = whole("seed", seed, least=0)
+    one_of("merge", merge, ("mean", "sum"))
+    merged: StateDict = {}
+    for name in deltas[0]:
+        stack = torch.stack(
+            [sparse(d[name].float(), rate[name], seed=salt, name=name) for d in deltas]
+        )
+        merged[name] = scale[name] * agreeing(stack, elected(stack), merge=merge)
+    return merged
 
 
 @method(paper="https://arxiv.org/abs/2406.11617")

@@ -7,12 +7,30 @@ Shapes: T tasks, ... the shape of one tensor.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Delta = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Moved(Mapping[str, Tensor]):
+    """A delta whose tensors come to a device one by one, when they are read."""
+
+    delta: Delta
+    device: torch.device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.delta[name].to(self.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.delta)
+
+    def __len__(self) -> int:
+        return len(self.delta)
 
 
 def stacked(deltas: Sequence[Delta], name: str) -> Tensor:

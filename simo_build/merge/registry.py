@@ -32,6 +32,7 @@ class MergeMethod:
     function: Callable[..., StateDict]
     paper: str
     needs: str = ""
+    heavy: bool = False  # whether a GPU saves more time than bringing the deltas there takes
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse parameters that the method does not have, and miss none that it needs."""
@@ -63,13 +64,13 @@ METHODS: dict[str, MergeMethod] = {}
 
 
 def method(
-    *, paper: str, needs: str = ""
+    *, paper: str, needs: str = "", heavy: bool = False
 ) -> Callable[[Callable[..., StateDict]], Callable[..., StateDict]]:
     """Register a function as the merging method of its own name."""
     assert needs in EVIDENCE
 
     def register(function: Callable[..., StateDict]) -> Callable[..., StateDict]:
-        METHODS[function.__name__] = MergeMethod(function.__name__, function, paper, needs)
+        METHODS[function.__name__] = MergeMethod(function.__name__, function, paper, needs, heavy)
         return function
 
     return register

@@ -23,7 +23,7 @@ def mean(stack: Tensor) -> Tensor:
     return stack.mean(dim=0, dtype=torch.float64)
 
 
-@method(paper="https://arxiv.org/abs/2412.00081")
+@method(paper="https://arxiv.org/abs/2412.00081", heavy=True)
 def tsv_m(
     deltas: Sequence[Delta], *, alpha: ByLayer = 1.0, conv: str = "rest", split_qkv: bool = False
 ) -> StateDict:
@@ -64,7 +64,7 @@ def orthogonal_sum(kept: Sequence[Directions], *, sigma: float | None = None) ->
     return polar(u_MJ) * strengths_J @ polar(v_JN.T).T
 
 
-@method(paper="https://arxiv.org/abs/2502.04959")
+@method(paper="https://arxiv.org/abs/2502.04959", heavy=True)
 def iso_c(
     deltas: Sequence[Delta], *, alpha: ByLayer, conv: str = "rest", split_qkv: bool = False
 ) -> StateDict:
@@ -83,7 +83,7 @@ def iso_c(
     )
 
 
-@method(paper="https://arxiv.org/abs/2502.04959")
+@method(paper="https://arxiv.org/abs/2502.04959", heavy=True)
 def iso_cts(
     deltas: Sequence[Delta],
     *,

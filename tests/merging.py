@@ -1,0 +1,65 @@
+"""What the tests of merging share: deltas named as in a vision transformer, and parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Matrix = NDArray[np.float64]
+
+# Parameters under which a method may be called; a new method with required ones adds a line.
+PARAMS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"alpha": 0.3},
+    "awd": {"alpha": 0.3},
+    "consensus": {"alpha": 0.3, "threshold": 0.4},
+    "dare": {"alpha": 0.3, "drop": 0.5},
+    "dare_ties": {"drop": 0.5},
+    "della": {"density": 0.5},
+    "lines": {"beta": 0.5},
+    "iso_c": {"alpha": 1.0},
+    "iso_cts": {"alpha": 1.0},
+    "wudi": {"steps": 20},
+    "doge": {"steps": 20},
+}
+
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "cls_token": (1, 1, 6),
+    "mask_token": (1, 6),
+    "pos_embed": (1, 5, 6),
+    "patch_embed.proj.weight": (6, 3, 2, 2),
+    "blocks.0.attn.qkv.weight": (18, 6),
+    "blocks.0.attn.qkv.bias": (18,),
+    "blocks.1.mlp.fc1.weight": (12, 6),
+    "blocks.1.mlp.fc2.weight": (6, 12),
+    "blocks.1.ls2.gamma": (1,),
+    "scalar": (),
+    "empty": (0, 5),
+}
+
+
+def delta(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(s, generator=generator).to(dtype) for name, s in SHAPES.items()}
+
+
+def vectors(*values: Sequence[float]) -> list[dict[str, Tensor]]:
+    return [{"w": torch.tensor(value)} for value in values]
+
+
+def matrices(*values: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
+    return [{"blocks.0.w": torch.tensor(value)} for value in values]
+
+
+def numpy_adam(start: Matrix, slope: Callable[[Matrix], Matrix], lr: float, steps: int) -> Matrix:
+    point, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for step in range(1, steps + 1):
+        gradient = slope(point)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        spread = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        point = point - lr * (first / (1 - 0.9**step)) / spread
+    return point
