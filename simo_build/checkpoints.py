@@ -19,8 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simo_build.encoder import Encoder, adapt, randomise
-from simo_build.loading import LoadedRecipe
 from simo_build.recipe import ImagePart, Recipe
 from simo_build.statedict import StateDict, part, prefixed, state_hash
 from simo_runtime.errors import CheckpointError, listing
@@ -110,26 +108,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         partial.unlink(missing_ok=True)
 
 
-def load_base(loaded: LoadedRecipe, encoder: Encoder) -> str:
-    """Give the encoder the base's weights; returns their hash.
-
-    The base is a file of ours, of timm's or of DINOv2's, or `random(seed)`.
-    """
-    seed = loaded.recipe.random_seed
-    if seed is not None:
-        randomise(encoder, seed)
-        return state_hash(encoder.weights())
-    path = loaded.locate(loaded.recipe.base)
-    tensors, metadata = read_tensors(path)
-    size = None
-    if METADATA in metadata:
-        tensors = claim(tensors, source=path)["encoder."]
-        size = _image_size(metadata, path)
-    state = adapt(finite(tensors, source=path), encoder, source=str(path), image_size=size)
-    encoder.load(state, source=str(path))
-    return state_hash(encoder.weights())
-
-
 def finite(tensors: Mapping[str, Tensor], *, source: Path) -> StateDict:
     """Give weights in float32; one that is not a finite number is refused."""
     broken = [name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
@@ -199,7 +177,8 @@ def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     )
 
 
-def _image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
+def image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
+    """Give the size (height, width) of the images that a file of ours was made for."""
     try:
         high, wide = (int(side) for side in _about(metadata, path)["image"]["size"])
     except (KeyError, TypeError, ValueError) as error:
@@ -210,7 +189,7 @@ def _image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
 def image_part(metadata: Mapping[str, str], path: Path, *, like: ImagePart) -> ImagePart:
     """Give the recipe's image at the size that a file of ours says of itself."""
     try:
-        return ImagePart.model_validate({**like.model_dump(), "size": _image_size(metadata, path)})
+        return ImagePart.model_validate({**like.model_dump(), "size": image_size(metadata, path)})
     except ValueError as error:
         raise CheckpointError(f"{path}: its image's size cannot be: {error}") from error
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from simo_build.base import load_base
 from simo_build.checkpoints import (
     Expert,
     description,
     image_part,
-    load_base,
     read_expert,
     read_metadata,
 )

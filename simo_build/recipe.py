@@ -178,6 +178,7 @@ class MergePart(Part):
     params: dict[str, Any] = {}
     choose: dict[str, tuple[float, ...]] = {}
     lines: LinesPart | None = None
+    images: Positive = 128  # how many unlabelled images a method may look at, if it needs any
 
     @model_validator(mode="after")
     def _not_both(self) -> "MergePart":

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simo_build.checkpoints import description, load_base, write_expert
+from simo_build.base import load_base
+from simo_build.checkpoints import description, write_expert
 from simo_build.data import Samples, load_split, open_dataset
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head

@@ -6,9 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from simo_build.checkpoints import Expert, load_base
+from simo_build.base import load_base
+from simo_build.checkpoints import Expert
 from simo_build.data import Samples, load_split, open_dataset
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
@@ -20,7 +22,7 @@ from simo_build.recipe import Recipe
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict, misfits, part, prefixed
 from simo_build.train import device, expert_path, feature_shape, train_expert
-from simo_runtime.errors import CheckpointError, listing
+from simo_runtime.errors import CheckpointError, RecipeError, listing
 
 
 @dataclass
@@ -100,6 +102,18 @@ class Workshop:
         """Read one split with the truths of every task."""
         tasks = list(self.recipe.tasks)
         return load_split(self.loaded, role, tasks=tasks, progress=self.stages.progress)
+
+    def unlabelled(self, count: int) -> Samples:
+        """Give images of `realign`, spread evenly over the split, without any truth.
+
+        RecipeError if the split has fewer.
+        """
+        images = load_split(self.loaded, "realign", tasks=(), progress=self.stages.progress).images
+        if count > len(images):
+            raise RecipeError(
+                f"merge.images is {count}, but the split for re-alignment has {len(images)} images"
+            )
+        return Samples(images[np.arange(count) * len(images) // count], {})
 
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""

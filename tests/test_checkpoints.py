@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
+from simo_build.base import load_base
 from simo_build.checkpoints import (
     METADATA,
     Expert,
     description,
-    load_base,
     read_expert,
     read_tensors,
     write_expert,

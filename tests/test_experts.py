@@ -8,7 +8,8 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from simo_build.checkpoints import Expert, description, load_base, write_expert, write_tensors
+from simo_build.base import load_base
+from simo_build.checkpoints import Expert, description, write_expert, write_tensors
 from simo_build.encoder import Encoder, randomise
 from simo_build.experts import fitting_expert
 from simo_build.loading import LoadedRecipe

@@ -7,33 +7,33 @@ from torch import Tensor
 
 from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.parameters import whole
-from simo_build.merge.reading import Delta, stacked, summed, total, uniform
+from simo_build.merge.reading import Delta, Lazily, stacked, summed, total, uniform
 from simo_build.merge.registry import method
 from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
 
 
-@method(paper="https://arxiv.org/abs/2212.04089")
-def task_arithmetic(deltas: Sequence[Delta], *, alpha: ByLayer) -> StateDict:
+@method(paper="https://arxiv.org/abs/2212.04089", elementwise=True)
+def task_arithmetic(deltas: Sequence[Delta], *, alpha: ByLayer) -> Delta:
     """Add the deltas up and scale the sum: alpha * (delta_1 + ... + delta_T)."""
     scale = by_layer("alpha", alpha, deltas[0])
-    return {name: scale[name] * total(deltas, name) for name in deltas[0]}
+    return Lazily(deltas[0], lambda name: scale[name] * total(deltas, name))
 
 
-@method(paper="https://arxiv.org/abs/2203.05482")
-def average(deltas: Sequence[Delta]) -> StateDict:
+@method(paper="https://arxiv.org/abs/2203.05482", elementwise=True)
+def average(deltas: Sequence[Delta]) -> Delta:
     """Take the mean of the deltas, which is task arithmetic with alpha = 1 / T."""
-    return {name: total(deltas, name) / len(deltas) for name in deltas[0]}
+    return Lazily(deltas[0], lambda name: total(deltas, name) / len(deltas))
 
 
-@method(paper="https://arxiv.org/abs/2407.06322")
-def magmax(deltas: Sequence[Delta], *, alpha: ByLayer = 0.5) -> StateDict:
+@method(paper="https://arxiv.org/abs/2407.06322", elementwise=True)
+def magmax(deltas: Sequence[Delta], *, alpha: ByLayer = 0.5) -> Delta:
     """Take, for every weight, the delta of largest magnitude, and scale.
 
     Of +x and -x the positive one is taken; the source takes the task that comes last.
     """
     scale = by_layer("alpha", alpha, deltas[0])
-    return {name: scale[name] * largest(deltas, name) for name in deltas[0]}
+    return Lazily(deltas[0], lambda name: scale[name] * largest(deltas, name))
 
 
 def largest(deltas: Sequence[Delta], name: str) -> Tensor:
@@ -78,10 +78,10 @@ def middle(tensor: Tensor, *, drop: float, keep: float) -> Tensor:
     return tensor * torch.zeros_like(tensor).scatter_(-1, kept, 1.0)
 
 
-@method(paper="https://arxiv.org/abs/2405.07813")
+@method(paper="https://arxiv.org/abs/2405.07813", elementwise=True)
 def consensus(
     deltas: Sequence[Delta], *, alpha: ByLayer, threshold: ByLayer, min_tasks: float = 2
-) -> StateDict:
+) -> Delta:
     """Keep the weights of the sum that enough tasks need, and scale.
 
     A task needs a weight if |delta_t| > threshold * |sum - delta_t|: its TALL mask. The paper
@@ -94,12 +94,13 @@ def consensus(
         raise RecipeError(
             f"merge.min_tasks is {least}, but there are {len(deltas)} tasks: no weight would stay"
         )
-    merged: StateDict = {}
-    for name in deltas[0]:
+
+    def merged(name: str) -> Tensor:
         stack, whole_sum = stacked(deltas, name), total(deltas, name)
         needed = (stack.abs() > share[name] * (whole_sum - stack).abs()).sum(dim=0) >= least
-        merged[name] = scale[name] * whole_sum * needed
-    return merged
+        return scale[name] * whole_sum * needed
+
+    return Lazily(deltas[0], merged)
 
 
 @method(paper="https://arxiv.org/abs/2311.03099")

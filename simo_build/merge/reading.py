@@ -7,7 +7,7 @@ Shapes: T tasks, ... the shape of one tensor.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,26 @@ class Moved(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.delta)
+
+
+@dataclass(frozen=True)
+class Lazily(Mapping[str, Tensor]):
+    """A merged delta whose tensors are computed when they are read, and each time anew.
+
+    Methods that look at every weight by itself give one, so that a merge can stream.
+    """
+
+    names: Mapping[str, object]
+    compute: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def stacked(deltas: Sequence[Delta], name: str) -> Tensor:

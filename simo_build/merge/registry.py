@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,10 +29,11 @@ class MergeMethod:
     """
 
     name: str
-    function: Callable[..., StateDict]
+    function: Callable[..., Delta]
     paper: str
     needs: str = ""
     heavy: bool = False  # whether a GPU saves more time than bringing the deltas there takes
+    elementwise: bool = False  # whether every weight is merged by itself, when it is read
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse parameters that the method does not have, and miss none that it needs."""
@@ -49,6 +50,17 @@ class MergeMethod:
     def __call__(
         self, deltas: Sequence[Delta], evidence: Sequence[Evidence] | None = None, **params: Any
     ) -> StateDict:
+        with torch.inference_mode():
+            merged = self.lazily(deltas, evidence, **params)
+            return {name: merged[name] for name in merged}
+
+    def lazily(
+        self, deltas: Sequence[Delta], evidence: Sequence[Evidence] | None = None, **params: Any
+    ) -> Delta:
+        """Give the merged delta as the method does: one that is elementwise computes when read.
+
+        The deltas of an elementwise method may be pieces of tensors, and other pieces each time.
+        """
         self.check(list(params))
         if (evidence is None) == bool(self.needs):
             raise ValueError(f"{self.name} needs {self.needs or 'no'} evidence")
@@ -63,14 +75,18 @@ class MergeMethod:
 METHODS: dict[str, MergeMethod] = {}
 
 
+Function = TypeVar("Function", bound=Callable[..., Delta])
+
+
 def method(
-    *, paper: str, needs: str = "", heavy: bool = False
-) -> Callable[[Callable[..., StateDict]], Callable[..., StateDict]]:
+    *, paper: str, needs: str = "", heavy: bool = False, elementwise: bool = False
+) -> Callable[[Function], Function]:
     """Register a function as the merging method of its own name."""
     assert needs in EVIDENCE
 
-    def register(function: Callable[..., StateDict]) -> Callable[..., StateDict]:
-        METHODS[function.__name__] = MergeMethod(function.__name__, function, paper, needs, heavy)
+    def register(function: Function) -> Function:
+        name = function.__name__
+        METHODS[name] = MergeMethod(name, function, paper, needs, heavy, elementwise)
         return function
 
     return register
