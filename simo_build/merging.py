@@ -18,6 +18,7 @@ from simo_build.merge import (
     lines_on_top,
     method_named,
 )
+from simo_build.several import refuse_several
 from simo_build.stages import Result
 from simo_build.statedict import StateDict, add, subtract
 from simo_build.train import device
@@ -25,10 +26,16 @@ from simo_build.workshop import Workshop, against, measure, measure_experts
 from simo_runtime.errors import RecipeError
 
 
+def any_method(name: str) -> MergeMethod:
+    """Look up the method that a recipe names, or say which ones give one encoder for all tasks."""
+    refuse_several(name)
+    return method_named(name)
+
+
 def check_recipe(loaded: LoadedRecipe) -> None:
     """Refuse, before any heavy work, what the recipe cannot do."""
     recipe = loaded.recipe
-    method = method_named(recipe.merge.method)
+    method = any_method(recipe.merge.method)
     if recipe.random_seed is None:
         chosen = [name for name in recipe.merge.choose if not name.startswith("lines.")]
         method.check([*recipe.merge.params, *chosen])
@@ -48,7 +55,7 @@ def merge(work: Workshop) -> Result:
     if work.recipe.random_seed is not None:
         return Result(work.base, {"random": True}, digest({"random": work.base_hash}))
     choice = work.recipe.merge
-    merger = Merger(work, method_named(choice.method))
+    merger = Merger(work, any_method(choice.method))
     tried = candidates(choice.fixed(), choice.choose)
     merger.rehearse(tried)
     splits = "select" if choice.choose else None
