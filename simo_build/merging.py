@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from simo_build.choice import judge
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
 from simo_build.merge import (
@@ -22,7 +23,7 @@ from simo_build.several import refuse_several
 from simo_build.stages import Result
 from simo_build.statedict import StateDict, add, subtract
 from simo_build.train import device
-from simo_build.workshop import Workshop, against, measure, measure_experts
+from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError
 
 
@@ -47,10 +48,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
 
 
 def merge(work: Workshop) -> Result:
-    """Merge the experts' encoders; parameters in `choose` are chosen on the select split.
+    """Merge the experts' encoders; parameters in `choose` are chosen as `merge.by` says.
 
-    The choice is by equation 1, which one exploding task cannot rule; equation 2 is logged.
-    The result's tensors are the shared encoder's.
+    The result's tensors are the shared encoder's. The log has every candidate's row.
     """
     if work.recipe.random_seed is not None:
         return Result(work.base, {"random": True}, digest({"random": work.base_hash}))
@@ -58,10 +58,9 @@ def merge(work: Workshop) -> Result:
     merger = Merger(work, any_method(choice.method))
     tried = candidates(choice.fixed(), choice.choose)
     merger.rehearse(tried)
-    splits = "select" if choice.choose else None
     return work.stages.run(
         "merge",
-        {**work.inputs(), "merge": choice.model_dump(mode="json"), "splits": splits},
+        {**work.inputs(), "merge": choice.model_dump(mode="json")},
         lambda: _merge(merger, tried),
     )
 
@@ -104,23 +103,14 @@ def apart(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _merge(merger: Merger, tried: Sequence[Mapping[str, Any]]) -> tuple[StateDict, dict[str, Any]]:
-    if not merger.work.recipe.merge.choose:
+    """Merge the one candidate, or judge them all and merge the best."""
+    work, choice = merger.work, merger.work.recipe.merge
+    if not choice.choose:
         return merger(tried[0]), {"params": tried[0]}
-    rows, experts = measured_candidates(merger, tried)
-    best = max(rows, key=lambda row: np.nan_to_num(row["normalised_performance"], nan=-np.inf))
-    return merger(best["params"]), {"params": best["params"], "experts": experts, "tried": rows}
-
-
-def measured_candidates(
-    merger: Merger, tried: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Measure every candidate on the select split; give a row each, and the experts' metrics."""
-    work, samples = merger.work, merger.work.samples["select"]
-    experts, rows = measure_experts(work, samples), []
+    judged, rows = judge(work), []
     for params in tried:
-        measured = measure(work, merger(params), work.expert_heads(), samples)
-        rows.append({"params": params, "metrics": measured, **against(work, measured, experts)})
-        work.stages.progress.say(
-            f"merge: {params}: normalised performance {rows[-1]['normalised_performance']:.4f}"
-        )
-    return rows, experts
+        rows.append({"params": params, **judged(merger(params))})
+        work.stages.progress.say(f"merge: {params}: {choice.by}: {rows[-1]['score']:.4f}")
+    best = max(rows, key=lambda row: np.nan_to_num(row["score"], nan=-np.inf))
+    log = {"params": best["params"], "by": choice.by, **judged.about(), "tried": rows}
+    return merger(best["params"]), log

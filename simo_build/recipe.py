@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from simo_build.proxies import SELECT, check_choice
 from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
@@ -172,13 +173,27 @@ class LinesPart(Part):
 
 
 class MergePart(Part):
-    """The merging method, its parameters, and which of them are chosen on the select split."""
+    """The merging method, its parameters, and which of them are chosen, by what."""
 
     method: str = "task_arithmetic"
     params: dict[str, Any] = {}
     choose: dict[str, tuple[float, ...]] = {}
+    by: str = SELECT  # how candidates are judged: on the select split, or by a proxy without labels
     lines: LinesPart | None = None
-    images: Positive = 128  # how many unlabelled images a method may look at, if it needs any
+    images: Positive = 128  # how many unlabelled images a method or a proxy may look at
+
+    @field_validator("by")
+    @classmethod
+    def _known_choice(cls, name: str) -> str:
+        return _checked(check_choice, name)
+
+    @model_validator(mode="after")
+    def _chooses_by(self) -> "MergePart":
+        if self.by != SELECT and not self.choose:
+            raise ValueError(f"by: {self.by} has nothing to choose; give candidates in `choose`")
+        if self.by != SELECT and self.images < 2:
+            raise ValueError(f"images is {self.images}; a choice by {self.by} needs at least 2")
+        return self
 
     @model_validator(mode="after")
     def _not_both(self) -> "MergePart":

@@ -136,13 +136,19 @@ class Workshop:
         return self.heads({task: expert.head for task, expert in self.experts.items()})
 
     def inputs(self) -> dict[str, Any]:
-        """Give the hashes of everything a build reads."""
-        data = self.recipe.data
-        return {
+        """Give the hashes of everything a build reads, and where in the data it reads."""
+        found: dict[str, Any] = {
             "base": self.base_hash,
             "experts": {task: expert.hash for task, expert in self.experts.items()},
-            "data": open_dataset(self.loaded).fingerprint() if data else None,
+            "data": None,
         }
+        data = self.recipe.data
+        if data is not None:
+            found["data"] = open_dataset(self.loaded).fingerprint()
+            found["splits"] = {"realign": data.realign, "select": data.select}
+            tasks = self.recipe.model_dump(mode="json")["tasks"]
+            found["targets"] = {task: part["target"] for task, part in tasks.items()}
+        return found
 
 
 def measure_experts(work: Workshop, samples: Samples) -> dict[str, float]:

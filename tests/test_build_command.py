@@ -59,7 +59,7 @@ def test_the_manifest_says_where_everything_comes_from(
     quick: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     provenance = Bundle.open(quick[0] / "bundles" / "rooms").manifest.provenance
-    assert set(provenance["inputs"]) == {"base", "experts", "data"}
+    assert set(provenance["inputs"]) == {"base", "experts", "data", "splits", "targets"}
     assert set(provenance["inputs"]["experts"]) == {"seg", "depth", "normals"}
     assert "task_arithmetic" in provenance["recipe"]
     assert {"torch", "timm", "onnx", "simo-runtime"} <= set(provenance["versions"])
