@@ -5,6 +5,9 @@
 Every candidate of benchmarks/recipes/methods.yaml is merged and measured on the select split. Each
 method's best candidate by equation 1 is re-aligned, and measured on the split that is asked for.
 Stages are kept, so that a killed study goes on where it was.
+
+Several-pass methods (benchmarks/recipes/methods-several.yaml, with --methods) are measured with the
+experts' heads alone, and stand in a table of their own.
 """
 
 import itertools
@@ -18,6 +21,7 @@ from typing import Any
 import click
 import yaml
 
+from simo_bench import references
 from simo_build.build import realign, versions
 from simo_build.cli import data_option, experts_option, polite, recipe_option
 from simo_build.loading import LoadedRecipe, load_recipe
@@ -25,6 +29,7 @@ from simo_build.merging import merge
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart
 from simo_build.report import commit, cpu_name, without_paths, write_json
+from simo_build.several import SEVERAL
 from simo_build.stages import Result, Stages
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
 from simo_runtime.errors import RecipeError
@@ -59,6 +64,10 @@ def read_entries(path: Path) -> list[Entry]:
             raise RecipeError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
         if fields.get("realign", "chosen") not in ("chosen", "all"):
             raise RecipeError(f"{path}: realign is {fields['realign']!r}; it is `chosen` or `all`")
+        if fields["method"] in SEVERAL and "realign" in fields:
+            raise RecipeError(
+                f"{path}: {fields['method']}: heads of a reference are not re-aligned"
+            )
         entries.append(Entry(**fields))
     return entries
 
@@ -138,18 +147,43 @@ class Study:
         }
         return rows, chosen
 
+    def reference(self, entry: Entry) -> tuple[list[Row], Row]:
+        """Compare the candidates of a several-pass method, as `method` does for one encoder."""
+        def measured(params: Mapping[str, Any], split: str) -> Row:
+            row = references.reference(
+                self.work,
+                entry.method,
+                params,
+                split=split,
+                samples=self.samples[split],
+                experts=self.experts[split],
+            )
+            drop = row["merged"]["normalised_performance"] - 1
+            self.work.stages.progress.say(f"{entry.method} {params}, {split}: {drop:+.2%}")
+            return {"name": entry.name or entry.method, **row}
+
+        rows = [measured(params, "select") for params in entry.candidates()]
+        best = max(rows, key=lambda row: row["merged"]["normalised_performance"])
+        return rows, best if self.split == "select" else measured(best["params"], self.split)
+
 
 def run(
     loaded: LoadedRecipe, entries: Sequence[Entry], split: str, out: Path, *, progress: Progress
 ) -> dict[str, Any]:
     """Run the study; give the whole document."""
-    study = Study(Workshop(loaded, Stages(out, progress)), split)
+    work = Workshop(loaded, Stages(out, progress))
+    for entry in entries:
+        if entry.method in SEVERAL:
+            references.rehearse(work, entry.method, entry.candidates())
+    study = Study(work, split)
     tried: list[Row] = []
     chosen: list[Row] = []
+    apart: list[Row] = []
     for entry in entries:
-        rows, best = study.method(entry)
+        several = entry.method in SEVERAL
+        rows, best = study.reference(entry) if several else study.method(entry)
         tried += rows
-        chosen.append(best)
+        (apart if several else chosen).append(best)
     return {
         "schema": SCHEMA,
         "recipe": loaded.recipe.name,
@@ -162,14 +196,22 @@ def run(
         "inputs": study.work.inputs(),
         "experts": study.experts,
         "chosen": chosen,
+        "references": apart,
         "candidates": tried,
     }
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Lay the chosen candidates out as a table in Markdown."""
+    """Lay the chosen candidates out as a table in Markdown, references in one of their own."""
+    tables = [_chosen_table(found["chosen"])] if found["chosen"] else []
+    if found["references"]:
+        tables.append(references.table(found["references"]))
+    return "\n\n".join(tables)
+
+
+def _chosen_table(rows: Sequence[Row]) -> str:
     lines = ["| method | parameters | merged | heads re-aligned |", "| --- | --- | ---: | ---: |"]
-    for row in found["chosen"]:
+    for row in rows:
         params = ", ".join(f"{key} {value}" for key, value in row["params"].items())
         drops = [row[kind]["normalised_performance"] - 1 for kind in ("merged", "realigned")]
         lines.append(f"| `{row['name']}` | {params} | {drops[0]:+.2%} | {drops[1]:+.2%} |")

@@ -11,6 +11,7 @@ from simo_build.merge.reading import ordering
 from simo_build.merge.registry import check_names
 from simo_runtime.errors import RecipeError
 
+STUDY = "python -m simo_bench.study --methods benchmarks/recipes/methods-several.yaml"
 FLOAT32 = 4  # bytes
 
 
@@ -89,5 +90,6 @@ def refuse_several(name: str) -> None:
         method = SEVERAL[name]
         raise RecipeError(
             f"merge.method {name} keeps {method.keeps} for every task, but a bundle runs its "
-            f"encoder once for all of them; use {method.instead}"
+            f"encoder once for all of them; use {method.instead} (to measure {name} beside the "
+            f"methods of one encoder: `{STUDY}`)"
         )
