@@ -4,11 +4,12 @@ Shapes: n images, P prefix tokens, N patches, D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from simo_build.data import Samples
 from simo_build.proxies import PROXIES, SIMILARITIES
 from simo_build.statedict import StateDict
 from simo_build.workshop import Workshop
@@ -21,15 +22,13 @@ Features = Sequence[Tensor]  # (n, N, D) a tap
 class Alignment:
     """The experts' and the base's features on unlabelled images, computed once, for all proxies."""
 
-    def __init__(self, work: Workshop, count: int) -> None:
-        self.work = work
-        self.samples = work.unlabelled(count)
+    def __init__(self, work: Workshop, samples: Samples) -> None:
+        self.work, self.samples = work, samples
         self.experts = {
             task: self.features(expert.encoder, f"expert {task}")
             for task, expert in work.experts.items()
         }
-        base = self.features(work.base, "the base")
-        self.base = {name: self.similarity(name, base) for name in SIMILARITIES}
+        self.base = self.similarities(self.features(work.base, "the base"))
 
     def features(self, weights: StateDict, label: str = "the shared encoder") -> list[Tensor]:
         """Compute the features of an encoder; one (n, N, D) a tap, of at most PATCHES patches."""
@@ -49,10 +48,12 @@ class Alignment:
             for task, taps in self.experts.items()
         }
 
-    def scores(self, weights: StateDict) -> dict[str, float]:
-        """Give the score of a candidate by every proxy."""
-        features = self.features(weights)
-        found = {name: self.similarity(name, features) for name in SIMILARITIES}
+    def similarities(self, features: Features) -> dict[str, dict[str, float]]:
+        """Give every similarity to every expert."""
+        return {name: self.similarity(name, features) for name in SIMILARITIES}
+
+    def scores(self, found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Give the score by every proxy, from all similarities."""
         return {
             name: proxy.score(found[proxy.similarity], self.base[proxy.similarity])
             for name, proxy in PROXIES.items()

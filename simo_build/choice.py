@@ -49,11 +49,12 @@ class ByProxy:
 
     def __init__(self, work: Workshop) -> None:
         self.name = work.recipe.merge.by
-        self.alignment = Alignment(work, work.recipe.merge.images)
+        self.alignment = Alignment(work, work.unlabelled(work.recipe.merge.images))
 
     def __call__(self, weights: StateDict) -> Row:
-        scores = self.alignment.scores(weights)
-        return {"score": scores[self.name], "proxies": scores}
+        found = self.alignment.similarities(self.alignment.features(weights))
+        scores = self.alignment.scores(found)
+        return {"score": scores[self.name], "proxies": scores, "similarities": found}
 
     def about(self) -> Mapping[str, Any]:
         return {"images": len(self.alignment.samples), "labels": 0}

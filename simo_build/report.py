@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +150,19 @@ def write_json(found: Mapping[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def without_paths(arguments: list[str]) -> list[str]:
-    """Replace the folders of this machine in a command, which must mean the same elsewhere."""
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Replace the folders of this machine in a command, which must mean the same elsewhere.
+
+    Of other absolute paths the name stays.
+    """
     shown_as = {"--data": "DATA", "--experts": "EXPERTS", "-o": "OUT", "--out": "OUT"}
-    return [
-        shown_as.get(before, argument)
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-    ]
+    shown = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        joined = argument.startswith("--") and "=" in argument
+        option, _, value = argument.partition("=") if joined else (before, "", argument)
+        told = shown_as.get(option, Path(value).name if Path(value).is_absolute() else value)
+        shown.append(f"{option}={told}" if joined else told)
+    return shown
 
 
 def commit() -> str | None:

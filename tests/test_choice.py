@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from simo_build.alignment import Alignment
 from simo_build.merging import merge
 from simo_build.proxies import PROXIES, SIMILARITIES
+from simo_build.statedict import StateDict
+from simo_build.workshop import Workshop
 from simo_runtime.errors import DataError, RecipeError
 from tests.tiny import opened, write_recipe, write_workplace
 
@@ -33,9 +35,14 @@ def workplace(made: Path, tmp_path: Path) -> Path:
 # Alignment
 
 
+def scores_of(work: Workshop, weights: StateDict) -> dict[str, float]:
+    alignment = Alignment(work, work.unlabelled(4))
+    return alignment.scores(alignment.similarities(alignment.features(weights)))
+
+
 def test_an_experts_own_features_are_the_most_similar(workplace: Path) -> None:
     work = opened(write_recipe(workplace))
-    alignment = Alignment(work, 4)
+    alignment = Alignment(work, work.unlabelled(4))
     features = alignment.features(work.experts["depth"].encoder)
     for name in SIMILARITIES:
         found = alignment.similarity(name, features)
@@ -46,7 +53,7 @@ def test_an_experts_own_features_are_the_most_similar(workplace: Path) -> None:
 
 def test_the_base_scores_zero_over_the_base(workplace: Path) -> None:
     work = opened(write_recipe(workplace))
-    scores = Alignment(work, 4).scores(work.base)
+    scores = scores_of(work, work.base)
     assert set(scores) == set(PROXIES)
     for name in ("cka_over_base", "cosine_over_base", "ridge_over_base"):
         assert scores[name] == 0.0
@@ -54,7 +61,7 @@ def test_the_base_scores_zero_over_the_base(workplace: Path) -> None:
 
 def test_a_similarity_is_the_mean_over_the_taps(workplace: Path) -> None:
     work = opened(write_recipe(workplace))
-    alignment = Alignment(work, 4)
+    alignment = Alignment(work, work.unlabelled(4))
     features = alignment.features(work.base)
     taps = [
         SIMILARITIES["cka"](ours, theirs)
@@ -65,7 +72,7 @@ def test_a_similarity_is_the_mean_over_the_taps(workplace: Path) -> None:
 
 def test_features_are_patches_alone(workplace: Path) -> None:
     work = opened(write_recipe(workplace))
-    alignment = Alignment(work, 4)
+    alignment = Alignment(work, work.unlabelled(4))
     whole = work.features(work.base, alignment.samples, "the base")
     for tap, patches in zip(whole, alignment.features(work.base), strict=True):
         assert tap.shape == (4, 7, 32)  # CLS and 2 x 3 patches
@@ -77,7 +84,7 @@ def test_many_patches_are_thinned_out_evenly(
 ) -> None:
     monkeypatch.setattr("simo_build.alignment.PATCHES", 4)
     work = opened(write_recipe(workplace))
-    alignment = Alignment(work, 4)
+    alignment = Alignment(work, work.unlabelled(4))
     whole = work.features(work.base, alignment.samples, "the base")
     # of patches 0 .. 5: 0, 6 // 4 = 1, 12 // 4 = 3, 18 // 4 = 4, each after the CLS token
     assert torch.equal(alignment.features(work.base)[0], whole[0][:, [1, 2, 4, 5]])
@@ -86,7 +93,7 @@ def test_many_patches_are_thinned_out_evenly(
 def test_weights_that_give_no_numbers_score_none(workplace: Path) -> None:
     work = opened(write_recipe(workplace))
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in work.base.items()}
-    assert all(np.isnan(score) for score in Alignment(work, 4).scores(broken).values())
+    assert all(np.isnan(score) for score in scores_of(work, broken).values())
 
 
 # The choice in the merge stage
@@ -105,7 +112,7 @@ def test_a_choice_by_a_proxy_says_what_it_saw(workplace: Path) -> None:
     log = merge(opened(write_recipe(workplace, merge={**ONE, "by": "cosine"}))).log
     assert (log["by"], log["images"], log["labels"]) == ("cosine", 4, 0)
     for row in log["tried"]:
-        assert set(row) == {"params", "score", "proxies"}
+        assert set(row) == {"params", "score", "proxies", "similarities"}
         assert set(row["proxies"]) == set(PROXIES)
         assert row["score"] == row["proxies"]["cosine"]
 

@@ -2,9 +2,10 @@
 
     python -m simo_bench.study --recipe nyuv2-vit-tiny --data DATA --json FILE
 
-Every candidate of benchmarks/recipes/methods.yaml is merged and measured on the select split. Each
-method's best candidate by equation 1 is re-aligned, and measured on the split that is asked for.
-Stages are kept, so that a killed study goes on where it was.
+Every candidate of benchmarks/recipes/methods.yaml is merged, measured on the select split, and
+scored by every proxy; `simo_bench.ranking` says how well these choose. Each method's best candidate
+by equation 1 is re-aligned, and measured on the split that is asked for. Stages are kept, so that a
+killed study goes on where it was.
 
 Several-pass methods (benchmarks/recipes/methods-several.yaml, with --methods) are measured with the
 experts' heads alone, and stand in a table of their own.
@@ -13,8 +14,10 @@ experts' heads alone, and stand in a table of their own.
 import itertools
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,13 @@ import click
 import yaml
 
 from simo_bench import references
+from simo_build.alignment import Alignment
 from simo_build.build import realign, versions
 from simo_build.cli import data_option, experts_option, polite, recipe_option
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import merge
 from simo_build.progress import Bars, Progress
+from simo_build.proxies import PROXIES, SIMILARITIES
 from simo_build.recipe import MergePart
 from simo_build.report import commit, cpu_name, without_paths, write_json
 from simo_build.several import SEVERAL
@@ -81,6 +86,8 @@ class Study:
 
     def __post_init__(self) -> None:
         self.recipe = self.work.recipe
+        available = len(self.work.samples["realign"])
+        self.unlabelled = self.work.unlabelled(min(self.recipe.merge.images, available))
         self.samples = {"select": self.work.samples["select"]}
         if self.split not in self.samples:
             self.samples[self.split] = self.work.split(self.split)
@@ -93,7 +100,31 @@ class Study:
         self.work.loaded = replace(self.work.loaded, recipe=recipe)
         return merge(self.work)
 
-    def measured(self, merged: Result, aligned: Result | None, split: str) -> Row:
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The experts' features on unlabelled images."""
+        return Alignment(self.work, self.unlabelled)
+
+    def scored(self, merged: Result) -> Row:
+        """Score a candidate by every proxy: `proxies`, their `similarities` and `seconds`."""
+
+        def make() -> tuple[dict[str, Any], dict[str, Any]]:
+            alignment = self.alignment  # computed before the clock runs
+            began = time.perf_counter()
+            features = alignment.features(merged.tensors)
+            encoding, found, seconds = time.perf_counter() - began, {}, {}
+            for name in SIMILARITIES:
+                began = time.perf_counter()
+                found[name] = alignment.similarity(name, features)
+                seconds[name] = round(encoding + time.perf_counter() - began, 4)
+            times = {name: seconds[proxy.similarity] for name, proxy in PROXIES.items()}
+            scores = alignment.scores(found)
+            return {}, {"proxies": scores, "similarities": found, "seconds": times}
+
+        inputs = {**self.work.inputs(), "merged": merged.key, "images": len(self.unlabelled)}
+        return dict(self.work.stages.run("proxies", inputs, make).log)
+
+    def measured(self, merged: Result, aligned: Result | None, split: str) -> Result:
         """Measure a candidate on a split, with the experts' heads or with re-aligned ones."""
         inputs = {"merged": merged.key, "aligned": aligned and aligned.key, "split": split}
 
@@ -107,18 +138,25 @@ class Study:
             )
             return {}, {"metrics": found, **against(self.work, found, self.experts[split])}
 
-        return dict(self.work.stages.run("measure", {**self.work.inputs(), **inputs}, make).log)
+        return self.work.stages.run("measure", {**self.work.inputs(), **inputs}, make)
 
     def candidate(self, entry: Entry, params: Mapping[str, Any]) -> Row:
-        """Merge one candidate and measure it on the select split."""
+        """Merge one candidate, measure it on the select split, and score it by every proxy."""
         merged = self.merged(entry.method, params)
+        measured, scored = self.measured(merged, None, "select"), self.scored(merged)
         row: Row = {
             "name": entry.name or entry.method,
             "method": entry.method,
             "params": dict(params),
-            "merged": self.measured(merged, None, "select"),
+            "merged": measured.log,
             "realigned": None,
-            "seconds": {"merge": merged.seconds},
+            "proxies": scored["proxies"],
+            "similarities": scored["similarities"],
+            "seconds": {
+                "merge": merged.seconds,
+                "select": measured.seconds,
+                "proxies": scored["seconds"],
+            },
         }
         if entry.realign == "all":
             self.align(row)
@@ -132,7 +170,7 @@ class Study:
         merged = self.merged(row["method"], row["params"])
         aligned = realign(self.work, merged)
         row["seconds"]["realign"] = aligned.seconds
-        row["realigned"] = self.measured(merged, aligned, "select")
+        row["realigned"] = self.measured(merged, aligned, "select").log
         return merged, aligned
 
     def method(self, entry: Entry) -> tuple[list[Row], Row]:
@@ -141,14 +179,15 @@ class Study:
         best = max(rows, key=lambda row: row["merged"]["normalised_performance"])
         merged, aligned = self.align(best)
         chosen = {key: best[key] for key in ("name", "method", "params")} | {
-            "merged": self.measured(merged, None, self.split),
-            "realigned": self.measured(merged, aligned, self.split),
+            "merged": self.measured(merged, None, self.split).log,
+            "realigned": self.measured(merged, aligned, self.split).log,
             "seconds": best["seconds"],
         }
         return rows, chosen
 
     def reference(self, entry: Entry) -> tuple[list[Row], Row]:
         """Compare the candidates of a several-pass method, as `method` does for one encoder."""
+
         def measured(params: Mapping[str, Any], split: str) -> Row:
             row = references.reference(
                 self.work,
@@ -189,6 +228,7 @@ def run(
         "recipe": loaded.recipe.name,
         "split": split,
         "images": len(study.samples[split]),
+        "unlabelled": len(study.unlabelled),
         "command": shlex.join(["python", "-m", "simo_bench.study", *without_paths(sys.argv[1:])]),
         "commit": commit(),
         "versions": versions(),
