@@ -26,7 +26,7 @@ from tests.merging import SHAPES, delta
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = sum(tensor.numel() for tensor in delta(0).values())
 # Parameters under which a method may be called; a new method with required ones adds a line.
-PARAMS: dict[str, dict[str, Any]] = {"tall_mask": {"threshold": 0.4}}
+PARAMS: dict[str, dict[str, Any]] = {"tall_mask": {"threshold": 0.4}, "flexmerge": {"size": 1}}
 
 Given = Sequence[Mapping[str, Tensor]]
 

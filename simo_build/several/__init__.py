@@ -4,6 +4,7 @@ They need more than one encoder pass for all tasks, which is what this project a
 refuses them, and `simo_bench.study` measures them as references. docs/merging.md has their table.
 """
 
+from simo_build.several.flexmerge import flexmerge
 from simo_build.several.masks import emr, tall_mask
 from simo_build.several.registry import SEVERAL, SeveralMethod, SeveralPass, refuse_several
 
@@ -12,6 +13,7 @@ __all__ = [
     "SeveralMethod",
     "SeveralPass",
     "emr",
+    "flexmerge",
     "refuse_several",
     "tall_mask",
 ]
