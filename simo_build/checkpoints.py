@@ -2,14 +2,16 @@
 
 An expert is a safetensors file with the tensors `encoder.<timm name>` and `head.<name>` and one
 metadata entry `simo`, JSON: what the encoder is, the hash of the base it was tuned from, and the
-task. Nothing is ever unpickled: a `.pt` file is read with weights_only=True or not at all.
+task. A merged encoder is the same without head and task, and says what was merged how. Nothing is
+ever unpickled: a `.pt` file is read with weights_only=True or not at all.
 """
 
 import json
 import os
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from torch import Tensor
 
 from simo_build.recipe import ImagePart, Recipe
 from simo_build.statedict import StateDict, part, prefixed, state_hash
+from simo_build.writing import TensorsFile, tensors_file
 from simo_runtime.errors import CheckpointError, listing
 
 FORMAT = "simo.expert/1"
+ENCODER_FORMAT = "simo.encoder/1"
 METADATA = "simo"
 PICKLES = {".pt", ".pth", ".bin"}
 # What torch.load raises, by and by, when the bytes of a file are changed.
@@ -110,12 +114,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def finite(tensors: Mapping[str, Tensor], *, source: Path) -> StateDict:
     """Give weights in float32; one that is not a finite number is refused."""
-    broken = [name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
+    broken = [name for name, tensor in sorted(tensors.items()) if not _finite(tensor)]
     if broken:
         raise CheckpointError(
             f"{source}: {len(broken)} tensors hold numbers that are not finite\n{listing(broken)}"
         )
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all are finite; a sum that is finite says so in a third of the time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def claim(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, StateDict]:
@@ -153,7 +162,7 @@ def write_expert(
     tensors = prefixed(encoder, "encoder.") | prefixed(head, "head.")
     if half:
         tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, tensors, {METADATA: json.dumps(about, sort_keys=True)})
+    write_tensors(path, tensors, metadata_of(about))
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -162,14 +171,58 @@ def _halved(tensor: Tensor) -> Tensor:
     return halved if tensor.is_floating_point() and halved.isfinite().all() else tensor
 
 
+def check_target(path: Path) -> None:
+    """Refuse to write a merged encoder over a file that is not one."""
+    if path.exists():
+        try:
+            about = _about(read_metadata(path), path)
+        except CheckpointError:
+            about = {}
+        if about.get("format") != ENCODER_FORMAT:
+            raise CheckpointError(
+                f"{path}: there is a file that is not a merged encoder; it is not overwritten. "
+                "Give another name, or remove it."
+            )
+
+
+@contextmanager
+def encoder_file(
+    path: Path, like: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> Iterator[TensorsFile]:
+    """Write a merged encoder piece by piece, with names and shapes as in `like`."""
+    shapes = {f"encoder.{name}": tensor.shape for name, tensor in like.items()}
+    with tensors_file(path, shapes, metadata_of(about)) as file:
+        yield file
+
+
+def metadata_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Give a file's metadata with what it says of itself."""
+    return {METADATA: json.dumps(about, sort_keys=True)}
+
+
+def merged_description(
+    recipe: Recipe, base_hash: str, experts: Mapping[str, str], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say what a merged encoder is; `experts` are the hashes of their weights by task."""
+    return {
+        "format": ENCODER_FORMAT,
+        "base_hash": base_hash,
+        "encoder": recipe.encoder.model_dump(mode="json"),
+        "image": recipe.image.model_dump(mode="json"),
+        "experts": dict(experts),
+        "merge": recipe.merge.model_dump(mode="json"),
+        "params": dict(params),
+    }
+
+
 def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Read what a file of ours says of itself."""
     try:
         about = json.loads(metadata[METADATA])
-        if isinstance(about["task"]["name"], str):
+        if about.get("format") == ENCODER_FORMAT or isinstance(about["task"]["name"], str):
             return dict(about)
         reason = "its task has no name"
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise CheckpointError(
         f"{path}: not an expert, its metadata has no `{METADATA}` entry that can be read "
@@ -194,8 +247,11 @@ def image_part(metadata: Mapping[str, str], path: Path, *, like: ImagePart) -> I
         raise CheckpointError(f"{path}: its image's size cannot be: {error}") from error
 
 
-def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
-    """Read an expert and compare what it says of itself with what the recipe needs (`like`)."""
+def open_expert(path: Path, *, like: Mapping[str, Any]) -> tuple[StateDict, dict[str, Any]]:
+    """Map an expert's tensors, and compare what it says of itself with what is needed (`like`).
+
+    No weight is read yet, if it is a safetensors file.
+    """
     tensors, metadata = read_tensors(path)
     about = _about(metadata, path)
     differences = list(_differences(about, like))
@@ -205,6 +261,12 @@ def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
             "All experts of a recipe must be fine-tuned from its `base`, with its `encoder`, "
             "`image` (the size may differ) and task."
         )
+    return tensors, about
+
+
+def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
+    """Read an expert that fits the recipe; weights that are not finite are refused."""
+    tensors, about = open_expert(path, like=like)
     parts = claim(finite(tensors, source=path), source=path)
     return Expert(
         task=about["task"]["name"],

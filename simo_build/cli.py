@@ -1,4 +1,4 @@
-"""The commands of the build side: simo-build, simo-train and simo-eval.
+"""The commands of the build side: simo-build, simo-merge, simo-train and simo-eval.
 
 Heavy imports wait until a command runs, so that `--help` is instant.
 """
@@ -97,6 +97,39 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     loaded = load_recipe(recipe, data=data, experts=experts)
     bundle = build(loaded, out or Path("bundles") / loaded.recipe.name, progress=Bars())
     click.echo(bundle.root)
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the merged encoder.  [default: bundles/<name of the recipe>.safetensors]",
+)
+@data_option
+@experts_option
+@polite
+def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Path) -> None:
+    """Merge the experts' encoders into one and write its weights as safetensors. Prints the file.
+
+    The experts' heads stay as they are: simo-build re-aligns them and makes a bundle.
+    """
+    from simo_build.checkpoints import check_target
+    from simo_build.loading import load_recipe
+    from simo_build.streamed import open_inputs, write_merged
+
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    target = out or Path("bundles") / f"{loaded.recipe.name}.safetensors"
+    check_target(target)
+    inputs = open_inputs(loaded)
+    if inputs is None or not write_merged(loaded, inputs, target):
+        # what needs a model, or images, takes timm and its seconds
+        from simo_build.merging import merge_to
+        from simo_build.progress import Bars
+
+        merge_to(loaded, target, progress=Bars())
+    click.echo(target)
 
 
 @click.command()

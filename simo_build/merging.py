@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from simo_build.checkpoints import encoder_file, merged_description
 from simo_build.choice import judge
+from simo_build.devices import device
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
 from simo_build.merge import (
@@ -15,14 +19,14 @@ from simo_build.merge import (
     MergeMethod,
     Moved,
     candidates,
-    check_lines,
-    lines_on_top,
+    combined,
     method_named,
+    rehearse,
 )
+from simo_build.progress import Progress
 from simo_build.several import refuse_several
-from simo_build.stages import Result
+from simo_build.stages import Result, Stages
 from simo_build.statedict import StateDict, add, subtract
-from simo_build.train import device
 from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError
 
@@ -65,6 +69,18 @@ def merge(work: Workshop) -> Result:
     )
 
 
+def merge_to(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> None:
+    """Merge with a model and write the shared encoder; `streamed` does it without one if it can."""
+    check_recipe(loaded)
+    work = Workshop(loaded, Stages(out.parent / ".stages", progress))
+    merged = merge(work)
+    hashes = {} if loaded.recipe.random_seed is not None else work.inputs()["experts"]
+    about = merged_description(loaded.recipe, work.base_hash, hashes, merged.log.get("params", {}))
+    with encoder_file(out, merged.tensors, about) as file:
+        for name, tensor in merged.tensors.items():
+            file.put(f"encoder.{name}", 0, tensor)
+
+
 @dataclass
 class Merger:
     """A method and what it merges; what the method needs is gathered when it is first called."""
@@ -75,10 +91,7 @@ class Merger:
     def rehearse(self, tried: Sequence[Mapping[str, Any]]) -> None:
         """Refuse parameters out of range before any heavy work."""
         for params in tried:
-            own, lines = apart(params)
-            self.method.rehearse(self.work.base, tasks=len(self.work.recipe.tasks), **own)
-            if lines:
-                check_lines(self.work.base, **lines)
+            rehearse(self.method, [*self.work.base], len(self.work.recipe.tasks), params)
 
     @cached_property
     def deltas(self) -> list[Delta]:
@@ -88,18 +101,10 @@ class Merger:
 
     def __call__(self, params: Mapping[str, Any]) -> StateDict:
         """Give the weights of the shared encoder."""
-        own, lines = apart(params)
-        merged = {name: tensor.cpu() for name, tensor in self.method(self.deltas, **own).items()}
-        if lines:
-            merged = lines_on_top(merged, self.deltas, **lines)
-        return add(self.work.base, merged)
-
-
-def apart(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell a method's own parameters from those of `lines` on top of it."""
-    lines = {name: value for name, value in params.items() if name.startswith("lines.")}
-    own = {name: value for name, value in params.items() if name not in lines}
-    return own, {name.removeprefix("lines."): value for name, value in lines.items()}
+        merged = combined(self.method, self.deltas, params=params)
+        with torch.inference_mode():
+            delta = {name: merged[name].cpu() for name in merged}
+        return add(self.work.base, delta)
 
 
 def _merge(merger: Merger, tried: Sequence[Mapping[str, Any]]) -> tuple[StateDict, dict[str, Any]]:

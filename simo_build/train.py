@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
 from simo_build.data import Samples, load_split, open_dataset
+from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
 from simo_build.features import compute_features, take
@@ -45,11 +46,6 @@ def feature_shape(encoder: Encoder) -> FeatureShape:
         width=encoder.width,
         prefix=encoder.prefix,
     )
-
-
-def device() -> torch.device:
-    """Give the device to train on: the first GPU, or else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def expert_key(loaded: LoadedRecipe, task: str, base_hash: str) -> str:

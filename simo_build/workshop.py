@@ -12,6 +12,7 @@ import torch
 from simo_build.base import load_base
 from simo_build.checkpoints import Expert
 from simo_build.data import Samples, load_split, open_dataset
+from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
 from simo_build.experts import fitting_expert
@@ -21,7 +22,7 @@ from simo_build.loading import LoadedRecipe
 from simo_build.recipe import Recipe
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict, misfits, part, prefixed
-from simo_build.train import device, expert_path, feature_shape, train_expert
+from simo_build.train import expert_path, feature_shape, train_expert
 from simo_runtime.errors import CheckpointError, RecipeError, listing
 
 

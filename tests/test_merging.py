@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from simo_build.checkpoints import read_tensors
 from simo_build.loading import load_recipe
 from simo_build.merge import METHODS, Moved, balanced_alpha
-from simo_build.merging import Merger, apart, check_recipe, merge
+from simo_build.merge.combined import apart
+from simo_build.merging import Merger, check_recipe, merge
 from simo_build.progress import Silent
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict

@@ -5,6 +5,7 @@ function's keyword arguments are the recipe's `merge.params`. Functions compute 
 pass over the deltas several times, and never write to them. docs/merging.md has them in a table.
 """
 
+from simo_build.merge.combined import by_weight, combined, rehearse
 from simo_build.merge.depth import ByLayer, by_layer, depths
 from simo_build.merge.disentangle import awd
 from simo_build.merge.elementwise import (
@@ -48,8 +49,10 @@ __all__ = [
     "balanced_alpha",
     "breadcrumbs",
     "by_layer",
+    "by_weight",
     "candidates",
     "check_lines",
+    "combined",
     "consensus",
     "dare",
     "dare_ties",
@@ -65,6 +68,7 @@ __all__ = [
     "method_named",
     "number",
     "pcb",
+    "rehearse",
     "scaled_by_layer",
     "task_arithmetic",
     "ties",

@@ -9,7 +9,6 @@ from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.parameters import whole
 from simo_build.merge.reading import Delta, Lazily, stacked, summed, total, uniform
 from simo_build.merge.registry import method
-from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
 
 
@@ -49,7 +48,7 @@ def largest(deltas: Sequence[Delta], name: str) -> Tensor:
 @method(paper="https://arxiv.org/abs/2312.06795")
 def breadcrumbs(
     deltas: Sequence[Delta], *, alpha: ByLayer = 0.2, beta: ByLayer = 0.15, gamma: ByLayer = 0.006
-) -> StateDict:
+) -> Delta:
     """Drop each row's largest weights, keep the largest of the rest, add up and scale.
 
     A row lies along the last dimension; of its n weights the int(gamma * n) largest go first,
@@ -64,7 +63,7 @@ def breadcrumbs(
         rows = (middle(d[name].float(), drop=drop[name], keep=keep[name]) for d in deltas)
         return scale[name] * summed(rows)
 
-    return {name: merged(name) for name in deltas[0]}
+    return Lazily(deltas[0], merged)
 
 
 def middle(tensor: Tensor, *, drop: float, keep: float) -> Tensor:
@@ -104,7 +103,7 @@ def consensus(
 
 
 @method(paper="https://arxiv.org/abs/2311.03099")
-def dare(deltas: Sequence[Delta], *, alpha: ByLayer, drop: ByLayer, seed: float = 0) -> StateDict:
+def dare(deltas: Sequence[Delta], *, alpha: ByLayer, drop: ByLayer, seed: float = 0) -> Delta:
     """Drop weights of every delta at random, rescale the others by 1 / (1 - drop), add up, scale.
 
     `reading.uniform` says what a draw depends on.
@@ -117,7 +116,7 @@ def dare(deltas: Sequence[Delta], *, alpha: ByLayer, drop: ByLayer, seed: float 
         kept = (sparse(d[name].float(), rate[name], seed=salt, name=name) for d in deltas)
         return scale[name] * summed(kept)
 
-    return {name: merged(name) for name in deltas[0]}
+    return Lazily(deltas[0], merged)
 
 
 def sparse(tensor: Tensor, drop: float, *, seed: int, name: str) -> Tensor:

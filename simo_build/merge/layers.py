@@ -4,34 +4,33 @@ from collections.abc import Iterable, Sequence
 
 from simo_build.merge.depth import block_of, depths
 from simo_build.merge.parameters import number
-from simo_build.merge.reading import Delta, total
+from simo_build.merge.reading import Delta, Lazily, total
 from simo_build.merge.registry import method
-from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
 
 
-@method(paper="https://arxiv.org/abs/2410.17146")
-def lines(deltas: Sequence[Delta], *, beta: float, alpha: float | None = None) -> StateDict:
+@method(paper="https://arxiv.org/abs/2410.17146", elementwise=True)
+def lines(deltas: Sequence[Delta], *, beta: float, alpha: float | None = None) -> Delta:
     """Add the deltas up and scale the sum by layer; alpha is 1 / T unless it is given."""
     slope = number("beta", beta)
     start = 1 / len(deltas) if alpha is None else number("alpha", alpha)
     return scaled_by_layer(
-        {name: total(deltas, name) for name in deltas[0]}, alpha=start, beta=slope
+        Lazily(deltas[0], lambda name: total(deltas, name)), alpha=start, beta=slope
     )
 
 
-def scaled_by_layer(delta: Delta, *, alpha: float, beta: float) -> StateDict:
+def scaled_by_layer(delta: Delta, *, alpha: float, beta: float) -> Delta:
     """Scale block l of L by alpha + beta * l / (L - 1), and what lies outside blocks by alpha.
 
     The delta may be any method's; `balanced_alpha` gives the paper's alpha for it.
     """
     scales = layer_scales(delta, alpha=alpha, beta=beta)
-    return {name: scales[name] * delta[name].float() for name in delta}
+    return Lazily(delta, lambda name: scales[name] * delta[name].float())
 
 
 def lines_on_top(
     merged: Delta, deltas: Sequence[Delta], *, beta: float, alpha: float | str = "balanced"
-) -> StateDict:
+) -> Delta:
     """Scale what a method made of the deltas by layer; alpha is the paper's unless it is given."""
     check_lines(merged, beta=beta, alpha=alpha)
     first = balanced_alpha(deltas, merged) if alpha == "balanced" else float(alpha)
