@@ -69,14 +69,14 @@ def open_inputs(loaded: LoadedRecipe) -> Inputs | None:
     base = _base(loaded, next(iter(files.values()))) if base_hash else None
     if base_hash is None or base is None:
         return None
-    experts, parts = {}, {}
+    experts = {}
     for task, path in files.items():
         if image_part(read_metadata(path), path, like=recipe.image) != recipe.image:
             return None
         experts[task], _ = open_expert(path, like=description(recipe, task, base_hash))
-        parts[task] = claim(experts[task], source=path)["encoder."]
-        _check(parts[task], base, source=path)
-    encoders = {task: finite(one, source=files[task]) for task, one in parts.items()}
+        _check(claim(experts[task], source=path)["encoder."], base, source=path)
+    whole = {task: finite(one, source=files[task]) for task, one in experts.items()}
+    encoders = {task: part(one, "encoder.") for task, one in whole.items()}
     return Inputs(base, base_hash, encoders, experts)
 
 
