@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simo_build.teaching import CLASSES, VALUES, VECTORS, Teaching
 from simo_runtime.metrics import IGNORE
 
 EPSILON = 1e-6
@@ -28,6 +29,7 @@ class TorchKind:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     finish: Callable[[Tensor], Tensor]
+    teaching: Teaching  # how one raw output teaches another
     positive: bool = False  # whether the head ends with a ReLU
     normalised: bool = True  # whether a linear head starts with a BatchNorm
     upsample: int = 1  # how far a linear head upsamples before its ReLU
@@ -78,11 +80,16 @@ def unit_vectors(raw_B3HW: Tensor) -> Tensor:
 
 
 TORCH_KINDS = {
-    "segmentation": TorchKind(loss=cross_entropy, finish=most_likely),
+    "segmentation": TorchKind(loss=cross_entropy, finish=most_likely, teaching=CLASSES),
     "depth": TorchKind(
-        loss=absolute_error, finish=single_channel, positive=True, normalised=False, upsample=4
+        loss=absolute_error,
+        finish=single_channel,
+        teaching=VALUES,
+        positive=True,
+        normalised=False,
+        upsample=4,
     ),
-    "normals": TorchKind(loss=one_minus_cosine, finish=unit_vectors),
+    "normals": TorchKind(loss=one_minus_cosine, finish=unit_vectors, teaching=VECTORS),
 }
 
 

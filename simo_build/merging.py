@@ -13,28 +13,35 @@ from simo_build.checkpoints import encoder_file, merged_description
 from simo_build.choice import judge
 from simo_build.devices import device
 from simo_build.hashing import digest
+from simo_build.learned import LEARNED, LearnedMethod, Learning
 from simo_build.loading import LoadedRecipe
 from simo_build.merge import (
+    METHODS,
     Delta,
     MergeMethod,
     Moved,
     candidates,
+    check_lines,
     combined,
-    method_named,
+    lines_on_top,
     rehearse,
 )
+from simo_build.merge.combined import apart
 from simo_build.progress import Progress
 from simo_build.several import refuse_several
 from simo_build.stages import Result, Stages
 from simo_build.statedict import StateDict, add, subtract
 from simo_build.workshop import Workshop
-from simo_runtime.errors import RecipeError
+from simo_runtime.errors import RecipeError, unknown
 
 
-def any_method(name: str) -> MergeMethod:
+def any_method(name: str) -> MergeMethod | LearnedMethod:
     """Look up the method that a recipe names, or say which ones give one encoder for all tasks."""
     refuse_several(name)
-    return method_named(name)
+    found = METHODS.get(name) or LEARNED.get(name)
+    if found is None:
+        raise unknown("merge.method", name, [*METHODS, *LEARNED])
+    return found
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:
@@ -44,6 +51,10 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.random_seed is None:
         chosen = [name for name in recipe.merge.choose if not name.startswith("lines.")]
         method.check([*recipe.merge.params, *chosen])
+        if isinstance(method, LearnedMethod) and recipe.data is None:
+            raise RecipeError(
+                f"{loaded.shown}: merge.method {method.name} learns on images, so it needs `data`"
+            )
     elif recipe.realign or recipe.merge.choose:
         raise RecipeError(
             f"{loaded.shown}: base {recipe.base} is for measuring speed; "
@@ -59,7 +70,7 @@ def merge(work: Workshop) -> Result:
     if work.recipe.random_seed is not None:
         return Result(work.base, {"random": True}, digest({"random": work.base_hash}))
     choice = work.recipe.merge
-    merger = Merger(work, any_method(choice.method))
+    merger = merger_of(work)
     tried = candidates(choice.fixed(), choice.choose)
     merger.rehearse(tried)
     return work.stages.run(
@@ -79,6 +90,12 @@ def merge_to(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> None:
     with encoder_file(out, merged.tensors, about) as file:
         for name, tensor in merged.tensors.items():
             file.put(f"encoder.{name}", 0, tensor)
+
+
+def merger_of(work: Workshop) -> "Merger | Learner":
+    """Give what merges as the recipe says."""
+    method = any_method(work.recipe.merge.method)
+    return Learner(work, method) if isinstance(method, LearnedMethod) else Merger(work, method)
 
 
 @dataclass
@@ -106,16 +123,55 @@ class Merger:
             delta = {name: merged[name].cpu() for name in merged}
         return add(self.work.base, delta)
 
+    def about(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Say what there is to say of a candidate beside its parameters: nothing."""
+        return {}
 
-def _merge(merger: Merger, tried: Sequence[Mapping[str, Any]]) -> tuple[StateDict, dict[str, Any]]:
+
+@dataclass
+class Learner:
+    """As `Merger`, of a method that learns its coefficients on images."""
+
+    work: Workshop
+    method: LearnedMethod
+
+    @cached_property
+    def learning(self) -> Learning:
+        """The method on the workshop's experts and images; remembers what was learnt."""
+        return Learning(self.work, self.method)
+
+    def rehearse(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse parameters out of range, and too few images, before any heavy work."""
+        for params in tried:
+            own, lines = apart(params)
+            self.learning.rehearse(own)
+            if lines:
+                check_lines(self.work.base, **lines)
+
+    def __call__(self, params: Mapping[str, Any]) -> StateDict:
+        """Give the weights of the shared encoder; the same parameters are learnt once."""
+        own, lines = apart(params)
+        merged: Delta = self.learning.delta(own)
+        if lines:
+            merged = lines_on_top(merged, list(self.learning.deltas.values()), **lines)
+        return add(self.work.base, merged)
+
+    def about(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Say how a candidate was learnt, and from how many images and labels."""
+        return {"learned": self.learning.about(apart(params)[0])}
+
+
+def _merge(
+    merger: Merger | Learner, tried: Sequence[Mapping[str, Any]]
+) -> tuple[StateDict, dict[str, Any]]:
     """Merge the one candidate, or judge them all and merge the best."""
     work, choice = merger.work, merger.work.recipe.merge
     if not choice.choose:
-        return merger(tried[0]), {"params": tried[0]}
+        return merger(tried[0]), {"params": tried[0], **merger.about(tried[0])}
     judged, rows = judge(work), []
     for params in tried:
         rows.append({"params": params, **judged(merger(params))})
         work.stages.progress.say(f"merge: {params}: {choice.by}: {rows[-1]['score']:.4f}")
     best = max(rows, key=lambda row: np.nan_to_num(row["score"], nan=-np.inf))
     log = {"params": best["params"], "by": choice.by, **judged.about(), "tried": rows}
-    return merger(best["params"]), log
+    return merger(best["params"]), {**log, **merger.about(best["params"])}

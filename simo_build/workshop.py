@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from simo_build.base import load_base
 from simo_build.checkpoints import Expert
@@ -110,11 +111,15 @@ class Workshop:
         RecipeError if the split has fewer.
         """
         images = load_split(self.loaded, "realign", tasks=(), progress=self.stages.progress).images
-        if count > len(images):
-            raise RecipeError(
-                f"merge.images is {count}, but the split for re-alignment has {len(images)} images"
-            )
-        return Samples(images[np.arange(count) * len(images) // count], {})
+        return Samples(images[_spread(count, len(images))], {})
+
+    def labelled(self, count: int) -> Samples:
+        """Give the same images of `realign` as `unlabelled`, with the truths of every task."""
+        whole = self.samples["realign"]
+        rows = _spread(count, len(whole))
+        return Samples(
+            whole.images[rows], {task: all_[rows] for task, all_ in whole.truths.items()}
+        )
 
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
@@ -150,6 +155,15 @@ class Workshop:
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}
         return found
+
+
+def _spread(count: int, there: int) -> NDArray[np.int64]:
+    """Give the rows of `count` images, spread evenly over those that are there."""
+    if count > there:
+        raise RecipeError(
+            f"merge.images is {count}, but the split for re-alignment has {there} images"
+        )
+    return np.arange(count) * there // count
 
 
 def measure_experts(work: Workshop, samples: Samples) -> dict[str, float]:
