@@ -1,10 +1,11 @@
-"""The commands of the build side: simo-build, simo-merge, simo-train and simo-eval.
+"""The commands of the build side: simo-build, simo-merge, simo-train, simo-eval, simo-relate.
 
 Heavy imports wait until a command runs, so that `--help` is instant.
 """
 
 from collections.abc import Callable
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -47,8 +48,10 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from error
         except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            extra = "plot" if missing == "matplotlib" else "build"
             raise click.ClickException(
-                f"this command needs {error.name}: pip install 'simo-runtime[build]'"
+                f"this command needs {missing}: pip install 'simo-runtime[{extra}]'"
             ) from error
 
     return run
@@ -177,3 +180,79 @@ def eval_command(
     click.echo(table(found))
     if json_file is not None:
         write_json(found, json_file)
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def picture(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse the name of a picture in a form that is not written."""
+    if path is not None and path.suffix not in PICTURES:
+        raise click.BadParameter(f"{path} must end in one of {', '.join(PICTURES)}.")
+    return path
+
+
+def numbers(_context: click.Context, _option: click.Parameter, text: str) -> list[float]:
+    """Read numbers with commas between them, each once, in ascending order."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} must be numbers with commas between them.") from error
+    if not all(map(isfinite, found)):
+        raise click.BadParameter(f"{text!r} must be finite numbers.")
+    if twice := [value for value in found if found.count(value) > 1]:
+        raise click.BadParameter(f"{twice[0]:g} stands twice.")
+    return sorted(found)
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "--lambdas",
+    default="-0.5,-0.25,0,0.25,0.5,0.75,1,1.25,1.5",
+    show_default=True,
+    callback=numbers,
+    help="How far to move: 0 is the base, 1 the expert.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the curves, with hashes and versions, to this file.",
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=picture,
+    help="Also draw the curves, one panel for each moved task (.png, .svg or .pdf).",
+)
+@data_option
+@experts_option
+@polite
+def relate_command(
+    recipe: str,
+    lambdas: list[float],
+    json_file: Path | None,
+    plot_file: Path | None,
+    data: Path | None,
+    experts: Path,
+) -> None:
+    """Show how tasks are related: move from the base to one expert, and measure all tasks.
+
+    On the select split, with the experts' heads. Points are kept beside bundles.
+    """
+    if plot_file is not None:
+        from simo_build.plots import draw_relations, save  # what is missing is told before any work
+    from simo_build.loading import load_recipe
+    from simo_build.progress import Bars
+    from simo_build.relate import relate, table
+    from simo_build.report import write_json
+
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    found = relate(loaded, lambdas, Path("bundles") / ".stages", progress=Bars())
+    click.echo(table(found))
+    if json_file is not None:
+        write_json(found, json_file)
+    if plot_file is not None:
+        save(draw_relations(found), plot_file)

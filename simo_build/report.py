@@ -33,12 +33,7 @@ Row = dict[str, Any]
 def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) -> dict[str, Any]:
     """Measure experts, controls, merged, re-aligned and the bundle itself on one split."""
     recipe = loaded.recipe
-    if recipe.random_seed is not None:
-        raise RecipeError(
-            f"{loaded.shown}: base {recipe.base} is for measuring speed; it has no accuracy"
-        )
-    if recipe.data is None:
-        raise RecipeError(f"{loaded.shown}: measuring needs `data`")
+    check_measurable(loaded)
     check_recipe(loaded)
     bundle = build(loaded, out, progress=progress)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
@@ -63,6 +58,16 @@ def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) ->
         "rows": rows,
         "gate": bundle.manifest.provenance["gate"],
     }
+
+
+def check_measurable(loaded: LoadedRecipe) -> None:
+    """Refuse a recipe that has no accuracy to measure, or no data to measure it on."""
+    if loaded.recipe.random_seed is not None:
+        raise RecipeError(
+            f"{loaded.shown}: base {loaded.recipe.base} is for measuring speed; it has no accuracy"
+        )
+    if loaded.recipe.data is None:
+        raise RecipeError(f"{loaded.shown}: measuring needs `data`")
 
 
 def study_rows(work: Workshop, samples: Samples, bundle: Bundle) -> list[Row]:
