@@ -1,5 +1,6 @@
 """Learned methods: what every one of them promises, on a tiny recipe, and what is refused."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import yaml
 from torch import Tensor
 from torch.testing import assert_close
 
-from simo_build.learned import LEARNED, LearnedMethod, Learning, Scaled
+from simo_build.learned import LEARNED, LearnedMethod, Learning, Partitioned, Scaled
 from simo_build.learned.learning import Learnt
+from simo_build.learned.ranked import straight_through
 from simo_build.learned.settings import NAMES, Settings
 from simo_build.losses import TORCH_KINDS
 from simo_build.merge import METHODS
@@ -26,7 +28,12 @@ from tests.tiny import opened, write_recipe, write_workplace
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHORT: dict[str, Any] = {"epochs": 2, "batch": 2}
 # Parameters under which a single expert comes back, if nothing is learnt.
-IDENTITY: dict[str, dict[str, Any]] = {"adamerging": {"start": 1.0}}
+IDENTITY: dict[str, dict[str, Any]] = {
+    "adamerging": {"start": 1.0},
+    "tint": {"start": 1.0, "loss": "outputs"},
+    "adarank": {"start": 1.0, "rank": 1.0},
+    "atlas": {"start": 1.0, "loss": "outputs"},
+}
 CLASSES = {"seg": TORCH_KINDS["segmentation"].teaching}
 VALUES = {"depth": TORCH_KINDS["depth"].teaching, "normals": TORCH_KINDS["normals"].teaching}
 
@@ -77,7 +84,7 @@ class TestEveryMethod:
     def test_every_gradient_goes_to_its_parameters(self, method: LearnedMethod) -> None:
         deltas = [delta(0), delta(1)]
         mixture = method.mixture(deltas)
-        sum(tensor.square().sum() for tensor in mixture().values()).backward()  # type: ignore[union-attr]  # there are tensors
+        torch.stack([(one - 1).square().sum() for one in mixture().values()]).sum().backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in mixture.parameters())
         assert all(t.grad is None and not t.requires_grad for d in deltas for t in d.values())
 
@@ -149,7 +156,7 @@ class TestEveryMethod:
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_a_single_expert_comes_back(name: str, work: Work) -> None:
-    workshop = work(name, ("depth",), **IDENTITY[name], loss="outputs")
+    workshop = work(name, ("depth",), **IDENTITY[name])
     found = learnt(workshop)
     assert found.log["learned"]["epoch"] == 0
     for tensor_name, tensor in workshop.experts["depth"].encoder.items():
@@ -351,3 +358,86 @@ def test_learning_keeps_one_copy_of_the_deltas(work: Work) -> None:
     assert isinstance(mixture, Scaled)
     for mine, theirs in zip(mixture.deltas, learning.deltas.values(), strict=True):
         assert all(mine[name].data_ptr() == tensor.data_ptr() for name, tensor in theirs.items())
+
+
+def test_supermerge_squashes_its_coefficients_but_starts_where_it_is_told() -> None:
+    mixture = LEARNED["supermerge"].mixture([delta(0)], start=0.3, granularity="task")
+    assert isinstance(mixture, Scaled)
+    assert mixture.told()[0]["all"] == pytest.approx(0.3)
+    with torch.no_grad():
+        mixture.weights.fill_(0.7)
+    # tanh 0.7 = (e^1.4 - 1) / (e^1.4 + 1)
+    expected = (math.exp(1.4) - 1) / (math.exp(1.4) + 1)
+    assert mixture.told()[0]["all"] == pytest.approx(expected, abs=1e-6)
+    assert_close(mixture()["cls_token"], expected * delta(0)["cls_token"])
+
+
+def test_atlas_starts_at_the_base() -> None:
+    merged = LEARNED["atlas"].mixture([delta(0), delta(1)])()
+    assert all(not tensor.any() for tensor in merged.values())
+
+
+def test_parts_of_a_tensor_have_coefficients_of_their_own() -> None:
+    mixture = LEARNED["atlas"].mixture([delta(0), delta(1)], parts=3)
+    assert isinstance(mixture, Partitioned)
+    name = "blocks.1.mlp.fc1.weight"
+    with torch.no_grad():
+        mixture.weights[:] = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]).unsqueeze(1)
+    part = mixture.members[name].view_as(delta(0)[name]).long()
+    ones, tens = torch.tensor([1.0, 2.0, 3.0])[part], torch.tensor([10.0, 20.0, 30.0])[part]
+    assert_close(mixture()[name], ones * delta(0)[name] + tens * delta(1)[name])
+    assert torch.bincount(part.flatten()).tolist() == [24, 24, 24]
+
+
+def test_parts_do_not_depend_on_the_task() -> None:
+    one, other = (LEARNED["atlas"].mixture([delta(seed)], parts=2) for seed in (0, 1))
+    assert isinstance(one, Partitioned)
+    assert isinstance(other, Partitioned)
+    assert all(torch.equal(index, other.members[name]) for name, index in one.members.items())
+
+
+def test_too_many_parts_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"merge\.parts is 257; it must be at most 256"):
+        LEARNED["atlas"].rehearse(SHAPES, VALUES, parts=257)
+
+
+# Masks by hand
+
+
+def test_adarank_takes_the_strongest_components_by_hand() -> None:
+    # singular values 3 and 1; a half of two components is the first one, 0.5 times of it
+    matrix = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}
+    mixture = LEARNED["adarank"].mixture([matrix], start=0.5, rank=0.5)
+    assert_close(mixture()["w"], torch.tensor([[1.5, 0.0], [0.0, 0.0]]), atol=1e-6, rtol=0)
+    assert mixture.told() == [{"coefficients": {"w": 0.5}, "components": {"w": 1}}]
+
+
+def test_a_mask_is_binary_but_has_the_gradient_of_a_soft_one() -> None:
+    score = torch.tensor([0.1, -0.1, 25.0], dtype=torch.float64, requires_grad=True)
+    mask = straight_through(score)
+    mask.sum().backward()
+    soft = [1 / (1 + math.exp(-value / 10)) for value in (0.1, -0.1, 25.0)]
+    assert mask.tolist() == [1.0, 0.0, 1.0]
+    assert score.grad is not None
+    assert score.grad.tolist() == pytest.approx([s * (1 - s) / 10 for s in soft])
+
+
+def test_a_component_that_is_not_taken_can_be_learnt_to_be() -> None:
+    matrix = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}
+    mixture = LEARNED["adarank"].mixture([matrix], start=1.0, rank=0.5)
+    optimiser = torch.optim.Adam(mixture.parameters(), lr=0.02)
+    for _ in range(12):
+        optimiser.zero_grad()
+        (mixture()["w"] - matrix["w"]).square().sum().backward()
+        optimiser.step()
+    assert mixture.told()[0]["components"] == {"w": 2}
+
+
+def test_thirds_of_a_fused_weight_are_decomposed_by_themselves() -> None:
+    name = "blocks.0.attn.qkv.weight"
+    mixture = LEARNED["adarank"].mixture([delta(0)], start=1.0, rank=0.5, split_qkv=True)
+    thirds = []
+    for third in delta(0)[name].double().chunk(3):
+        u, s, v = torch.linalg.svd(third, full_matrices=False)
+        thirds.append((u[:, :3] * s[:3]) @ v[:3])
+    assert_close(mixture()[name], torch.cat(thirds).float(), atol=1e-5, rtol=1e-5)

@@ -6,8 +6,9 @@ keyword arguments and the fields of `Settings` are the recipe's `merge.params`.
 """
 
 from simo_build.learned.learning import Learning
+from simo_build.learned.ranked import Ranked, adarank
 from simo_build.learned.registry import LEARNED, LearnedMethod, Mixture
-from simo_build.learned.scaled import Scaled, adamerging
+from simo_build.learned.scaled import Partitioned, Scaled, adamerging, atlas, supermerge, tint
 from simo_build.learned.settings import LOSSES, Settings
 
 __all__ = [
@@ -16,7 +17,13 @@ __all__ = [
     "LearnedMethod",
     "Learning",
     "Mixture",
+    "Partitioned",
+    "Ranked",
     "Scaled",
     "Settings",
     "adamerging",
+    "adarank",
+    "atlas",
+    "supermerge",
+    "tint",
 ]

@@ -1,9 +1,11 @@
 """Mixtures that scale: the merged delta is a sum of the deltas with learned coefficients.
 
-Shapes: T tasks, G groups of tensors that share a coefficient.
+Shapes: T tasks, G groups of tensors that share a coefficient, K parts of one tensor.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 from simo_build.learned.registry import Mixture, learned
 from simo_build.merge import Delta
 from simo_build.merge.depth import AFTER, block_of
-from simo_build.merge.parameters import flag, number, one_of
+from simo_build.merge.parameters import flag, number, one_of, whole
 from simo_build.statedict import StateDict
+from simo_runtime.errors import RecipeError
 
 GRANULARITIES = ("task", "layer", "tensor")
+MOST_PARTS = 256  # whose numbers fit into a byte
 
 
 class Scaled(Mixture):
@@ -61,10 +65,48 @@ class Scaled(Mixture):
         return [dict(zip(self.labels, rounded(row), strict=True)) for row in rows]
 
 
-def sum_of(terms: Any) -> Tensor:
+class Partitioned(Mixture):
+    """As `Scaled` by tensor, but every tensor's weights are shared out among K coefficients.
+
+    Which weights go together is drawn from the tensor's name, so that it is the same for all tasks.
+    """
+
+    def __init__(self, deltas: Sequence[Delta], parts: int, *, start: float) -> None:
+        super().__init__()
+        self.deltas = list(deltas)
+        self.names = list(deltas[0])
+        self.members = {name: members(name, deltas[0][name], parts) for name in self.names}
+        self.weights = nn.Parameter(torch.full((len(deltas), len(self.names), parts), start))
+
+    def forward(self) -> StateDict:
+        return {name: self.mixed(name, row) for row, name in enumerate(self.names)}
+
+    def mixed(self, name: str, row: int) -> Tensor:
+        """Mix one tensor, whose coefficients stand in this row."""
+        index = self.members[name].long()
+        return sum_of(
+            own_GK[row].index_select(0, index).view_as(delta[name]) * delta[name]
+            for own_GK, delta in zip(self.weights.unbind(), self.deltas, strict=True)
+        )
+
+    def told(self) -> list[dict[str, Any]]:
+        return [
+            {name: rounded(own) for name, own in zip(self.names, task, strict=True)}
+            for task in self.weights.detach().cpu().tolist()
+        ]
+
+
+def members(name: str, like: Tensor, parts: int) -> Tensor:
+    """Say for every weight of a tensor, in a row, to which of its parts it belongs."""
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+    order = torch.randperm(like.numel(), generator=torch.Generator().manual_seed(key))
+    return (order % parts).to(torch.uint8).to(like.device)
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
     """Add tensors up, the first one first."""
     rest = iter(terms)
-    total: Tensor = next(rest)
+    total = next(rest)
     for term in rest:
         total = total + term
     return total
@@ -110,3 +152,43 @@ def adamerging(
     bounds = (0.0, 1.0) if flag("clamp", clamp) else None
     first = number("start", start, least=0, most=1) if bounds else number("start", start)
     return Scaled(deltas, grouped(list(deltas[0]), granularity), start=first, bounds=bounds)
+
+
+@learned(paper="https://arxiv.org/abs/2412.19098", loss="pseudo", batch=32)
+def tint(
+    deltas: Sequence[Delta],
+    *,
+    granularity: str = "tensor",
+    start: float = 0.3,
+    clamp: bool = True,
+) -> Mixture:
+    """Learn coefficients as `adamerging` does, from what the experts predict, where it is trusted.
+
+    These are Model Tinting's coefficients alone: the layer of every task that it learns with them
+    is a head's, and belongs to re-alignment.
+    """
+    return adamerging(deltas, granularity=granularity, start=start, clamp=clamp)
+
+
+@learned(paper="https://arxiv.org/abs/2407.02880", loss="labels", weight_decay=0.1)
+def atlas(deltas: Sequence[Delta], *, start: float = 0.0, parts: float = 1) -> Mixture:
+    """Learn a coefficient for every task and tensor, without bounds, from the base on.
+
+    With `parts` above 1 a tensor's weights are shared out at random among that many coefficients.
+    """
+    first, count = number("start", start), whole("parts", parts, least=1)
+    if count > MOST_PARTS:
+        raise RecipeError(f"merge.parts is {count}; it must be at most {MOST_PARTS}")
+    if count > 1:
+        return Partitioned(deltas, count, start=first)
+    return Scaled(deltas, list(deltas[0]), start=first)
+
+
+@learned(paper="https://arxiv.org/abs/2412.10416", loss="labels")
+def supermerge(
+    deltas: Sequence[Delta], *, granularity: str = "layer", start: float = 0.3
+) -> Mixture:
+    """Learn coefficients tanh(w) for every task and layer from a few labelled images."""
+    first = number("start", start, above=-1, below=1)
+    groups = grouped(list(deltas[0]), granularity)
+    return Scaled(deltas, groups, start=math.atanh(first), squash=torch.tanh)
