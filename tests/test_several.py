@@ -10,32 +10,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from torch import Tensor
 from torch.testing import assert_close
 
+from simo_build.cli import build_command, eval_command, merge_command
+from simo_build.learned import LEARNED
 from simo_build.loading import load_recipe
 from simo_build.merge import METHODS
 from simo_build.merging import check_recipe
 from simo_build.several import SEVERAL, SeveralMethod, SeveralPass
+from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError, UnknownNameError
-from tests.merging import SHAPES, delta
+from tests.merging import delta
+from tests.several import sight
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT = sum(tensor.numel() for tensor in delta(0).values())
 # Parameters under which a method may be called; a new method with required ones adds a line.
-PARAMS: dict[str, dict[str, Any]] = {"tall_mask": {"threshold": 0.4}, "flexmerge": {"size": 1}}
+PARAMS: dict[str, dict[str, Any]] = {
+    "tall_mask": {"threshold": 0.4},
+    "flexmerge": {"size": 1},
+    "surgery": {"alpha": 1.0, "rank": 2, "steps": 2},
+}
 
 Given = Sequence[Mapping[str, Tensor]]
 
 
+def given(method: SeveralMethod, seed: int, dtype: torch.dtype = torch.float32) -> StateDict:
+    """A delta; for a method that looks at images, of the tiny encoder's tensors."""
+    if not method.sees:
+        return delta(seed, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: tensor.shape for name, tensor in sight().base.items()}
+    return {n: 0.1 * torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+
+
 def found(method: SeveralMethod, deltas: Given) -> SeveralPass:
-    return method(deltas, **PARAMS.get(method.name, {}))
+    return method(deltas, sight(), **PARAMS.get(method.name, {}))
 
 
-def read(result: SeveralPass) -> list[dict[str, Tensor]]:
+def read(result: SeveralPass) -> list[StateDict]:
     return [{name: one[name] for name in one} for one in result.deltas]
 
 
@@ -43,30 +61,33 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def still() -> dict[str, Tensor]:
-    return {name: torch.zeros_like(tensor) for name, tensor in delta(0).items()}
+def still(method: SeveralMethod) -> StateDict:
+    return {name: torch.zeros_like(tensor) for name, tensor in given(method, 0).items()}
 
 
 @pytest.mark.parametrize("method", SEVERAL.values(), ids=lambda method: method.name)
 class TestEveryMethod:
     def test_keeps_names_and_shapes(self, method: SeveralMethod) -> None:
-        for one in read(found(method, [delta(0), delta(1)])):
-            assert {name: tuple(tensor.shape) for name, tensor in one.items()} == SHAPES
+        shapes = {name: tuple(tensor.shape) for name, tensor in given(method, 0).items()}
+        for one in read(found(method, [given(method, 0), given(method, 1)])):
+            assert {name: tuple(tensor.shape) for name, tensor in one.items()} == shapes
 
     def test_gives_one_encoder_a_task(self, method: SeveralMethod) -> None:
         for tasks in (1, 2, 3):
-            assert len(found(method, [delta(seed) for seed in range(tasks)]).deltas) == tasks
+            assert (
+                len(found(method, [given(method, seed) for seed in range(tasks)]).deltas) == tasks
+            )
 
     def test_leaves_its_inputs_alone(self, method: SeveralMethod) -> None:
         for dtype in (torch.float32, torch.float64):
-            deltas = [delta(seed, dtype) for seed in range(3)]
+            deltas = [given(method, seed, dtype) for seed in range(3)]
             read(found(method, deltas))
-            assert all(same(one, delta(seed, dtype)) for seed, one in enumerate(deltas))
+            assert all(same(one, given(method, seed, dtype)) for seed, one in enumerate(deltas))
 
     def test_gives_every_task_its_own_whatever_their_order(self, method: SeveralMethod) -> None:
-        one = read(found(method, [delta(0), delta(1), delta(2)]))
+        one = read(found(method, [given(method, 0), given(method, 1), given(method, 2)]))
         for order in itertools.permutations(range(3)):
-            other = read(found(method, [delta(seed) for seed in order]))
+            other = read(found(method, [given(method, seed) for seed in order]))
             assert all(same(one[seed], other[place]) for place, seed in enumerate(order))
 
     def test_does_not_depend_on_the_number_of_threads(self, method: SeveralMethod) -> None:
@@ -74,16 +95,16 @@ class TestEveryMethod:
         try:
             for count in (1, 2):
                 torch.set_num_threads(count)
-                results.append(read(found(method, [delta(0), delta(1)])))
+                results.append(read(found(method, [given(method, 0), given(method, 1)])))
         finally:
             torch.set_num_threads(threads)
         for one, other in zip(*results, strict=True):
-            for name in SHAPES:
+            for name in one:
                 assert_close(one[name], other[name], rtol=1e-5, atol=1e-7)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_merges_halves_in_float32(self, method: SeveralMethod, dtype: torch.dtype) -> None:
-        halves = [delta(0, dtype), delta(1, dtype)]
+        halves = [given(method, 0, dtype), given(method, 1, dtype)]
         wide = [{name: tensor.float() for name, tensor in half.items()} for half in halves]
         pairs = zip(read(found(method, halves)), read(found(method, wide)), strict=True)
         for one, other in pairs:
@@ -91,34 +112,36 @@ class TestEveryMethod:
             assert same(one, other)
 
     def test_gives_the_base_for_experts_that_did_not_move(self, method: SeveralMethod) -> None:
-        for one in read(found(method, [still(), still()])):
-            assert same(one, still())
+        for one in read(found(method, [still(method), still(method)])):
+            assert same(one, still(method))
 
     def test_bears_one_expert_that_did_not_move(self, method: SeveralMethod) -> None:
-        for one in read(found(method, [delta(0), still()])):
+        for one in read(found(method, [given(method, 0), still(method)])):
             assert all(bool(tensor.isfinite().all()) for tensor in one.values())
 
     def test_gives_a_single_expert_back(self, method: SeveralMethod) -> None:
-        result = found(method, [delta(0)])
-        assert same(read(result)[0], delta(0))
+        result = found(method, [given(method, 0)])
+        assert same(read(result)[0], given(method, 0))
         assert result.passes == 1
 
     def test_takes_one_to_as_many_passes_as_tasks(self, method: SeveralMethod) -> None:
-        assert 1 <= found(method, [delta(0), delta(1), delta(2)]).passes <= 3
+        assert (
+            1 <= found(method, [given(method, 0), given(method, 1), given(method, 2)]).passes <= 3
+        )
 
     def test_refuses_an_unknown_parameter_when_rehearsed(self, method: SeveralMethod) -> None:
         with pytest.raises(UnknownNameError, match=f"parameter of merge.method {method.name}"):
-            method.rehearse(SHAPES, tasks=3, **PARAMS.get(method.name, {}), nonsense=1)
+            method.rehearse(sight(), tasks=3, **PARAMS.get(method.name, {}), nonsense=1)
 
     def test_refuses_a_wrong_value_of_any_parameter_when_rehearsed(
         self, method: SeveralMethod
     ) -> None:
-        method.rehearse(SHAPES, tasks=3, **PARAMS.get(method.name, {}))
+        method.rehearse(sight(), tasks=3, **PARAMS.get(method.name, {}))
         for name in inspect.signature(method.function).parameters:
-            if name != "deltas":
+            if name not in ("deltas", "sight"):
                 params = {**PARAMS.get(method.name, {}), name: object()}
                 with pytest.raises(RecipeError, match=rf"merge\.{name}"):
-                    method.rehearse(SHAPES, tasks=3, **params)
+                    method.rehearse(sight(), tasks=3, **params)
 
     def test_has_a_row_in_the_documentation(self, method: SeveralMethod) -> None:
         assert method.paper.startswith("https://")
@@ -136,21 +159,20 @@ class TestEveryMethod:
         with pytest.raises(RecipeError, match=rf"^merge\.method {method.name} keeps .*") as caught:
             check_recipe(load_recipe(str(tmp_path / "r.yaml")))
         (line,) = str(caught.value).splitlines()
-        assert "a bundle runs its encoder once" in line
+        assert "a bundle runs one encoder once for all of them" in line
         assert f"use {method.instead}" in line
 
     def test_its_name_is_that_of_no_other_method(self, method: SeveralMethod) -> None:
-        assert method.name not in METHODS
+        assert method.name not in {**METHODS, **LEARNED}
 
 
 HASHES = """
 import json
 from simo_build.several import SEVERAL
 from simo_build.statedict import state_hash
-from tests.test_several import found, read
-from tests.merging import delta
+from tests.test_several import found, given, read
 
-results = {name: found(m, [delta(seed) for seed in range(3)]) for name, m in SEVERAL.items()}
+results = {n: found(m, [given(m, seed) for seed in range(3)]) for n, m in SEVERAL.items()}
 print(json.dumps({name: [state_hash(one) for one in read(r)] for name, r in results.items()}))
 """
 
@@ -167,13 +189,16 @@ def test_no_method_depends_on_pythons_hash_seed() -> None:
     assert hashes[0] == hashes[1]
 
 
-def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [build_command, merge_command, eval_command])
+def test_the_commands_refuse_with_one_line(
+    command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     content = yaml.safe_load((ROOT / "samples" / "rooms" / "rooms.yaml").read_text())
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**content, "merge": {"method": "emr"}}))
-    command = [Path(sys.executable).parent / "simo-build", "--recipe", "r.yaml"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert told.returncode == 1
+    told = CliRunner().invoke(command, ["--recipe", "r.yaml"])
+    assert told.exit_code == 1
     assert told.stdout == ""
     assert told.stderr.startswith("Error: merge.method emr keeps a mask over the encoder's weights")
     assert len(told.stderr.splitlines()) == 1
-    assert not (tmp_path / "bundles").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]

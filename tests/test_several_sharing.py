@@ -12,6 +12,7 @@ from simo_build.several.flexmerge import cosines, merges, partitions
 from simo_build.several.sharing import passes, unit_of, units
 from simo_runtime.errors import RecipeError
 from tests.merging import delta
+from tests.several import sight
 
 SINGLE = [(0,), (1,), (2,)]
 TOGETHER = [(0, 1, 2)]
@@ -174,4 +175,4 @@ def test_a_larger_size_never_stores_less() -> None:
 def test_flexmerge_refuses_a_size_that_cannot_be(size: float) -> None:
     message = rf"merge\.size is {size}; it must be at least 1 and at most 2"
     with pytest.raises(RecipeError, match=message):
-        SEVERAL["flexmerge"].rehearse(["blocks.0.w"], tasks=2, size=size)
+        SEVERAL["flexmerge"].rehearse(sight(), tasks=2, size=size)

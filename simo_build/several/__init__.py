@@ -6,14 +6,23 @@ refuses them, and `simo_bench.study` measures them as references. docs/merging.m
 
 from simo_build.several.flexmerge import flexmerge
 from simo_build.several.masks import emr, tall_mask
-from simo_build.several.registry import SEVERAL, SeveralMethod, SeveralPass, refuse_several
+from simo_build.several.registry import (
+    SEVERAL,
+    SeveralMethod,
+    SeveralPass,
+    Sight,
+    refuse_several,
+)
+from simo_build.several.surgery import surgery
 
 __all__ = [
     "SEVERAL",
     "SeveralMethod",
     "SeveralPass",
+    "Sight",
     "emr",
     "flexmerge",
     "refuse_several",
+    "surgery",
     "tall_mask",
 ]
