@@ -7,7 +7,8 @@ scored by every proxy; `simo_bench.ranking` says how well these choose. Each met
 by equation 1 is re-aligned, and measured on the split that is asked for. Stages are kept, so that a
 killed study goes on where it was.
 
-Several-pass methods (benchmarks/recipes/methods-several.yaml, with --methods) are measured with the
+Methods that learn their coefficients are in benchmarks/recipes/methods-learned.yaml, for --methods.
+Several-pass methods (benchmarks/recipes/methods-several.yaml) are measured with the
 experts' heads alone, and stand in a table of their own.
 """
 
@@ -95,7 +96,8 @@ class Study:
 
     def merged(self, method: str, params: Mapping[str, Any]) -> Result:
         """Merge one candidate, through the stages of a build."""
-        part = MergePart(method=method, params=dict(params))
+        images = self.recipe.merge.images
+        part = MergePart(method=method, params=dict(params), images=images)
         recipe = self.recipe.model_copy(update={"merge": part})
         self.work.loaded = replace(self.work.loaded, recipe=recipe)
         return merge(self.work)
@@ -152,6 +154,7 @@ class Study:
             "realigned": None,
             "proxies": scored["proxies"],
             "similarities": scored["similarities"],
+            "learned": learned(merged),
             "seconds": {
                 "merge": merged.seconds,
                 "select": measured.seconds,
@@ -178,7 +181,7 @@ class Study:
         rows = [self.candidate(entry, params) for params in entry.candidates()]
         best = max(rows, key=lambda row: row["merged"]["normalised_performance"])
         merged, aligned = self.align(best)
-        chosen = {key: best[key] for key in ("name", "method", "params")} | {
+        chosen = {key: best[key] for key in ("name", "method", "params", "learned")} | {
             "merged": self.measured(merged, None, self.split).log,
             "realigned": self.measured(merged, aligned, self.split).log,
             "seconds": best["seconds"],
@@ -204,6 +207,12 @@ class Study:
         rows = [measured(params, "select") for params in entry.candidates()]
         best = max(rows, key=lambda row: row["merged"]["normalised_performance"])
         return rows, best if self.split == "select" else measured(best["params"], self.split)
+
+
+def learned(merged: Result) -> Row | None:
+    """Say from how many images and labels coefficients were learnt; None if they were not."""
+    told = merged.log.get("learned")
+    return told and {key: told[key] for key in ("images", "labels", "epoch", "history")}
 
 
 def run(
