@@ -236,6 +236,13 @@ def test_candidates_are_each_learnt_once(work: Work, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
+def test_the_best_candidate_tells_how_it_was_learnt(place: Path) -> None:
+    merging = {"method": "adamerging", "params": SHORT, "choose": {"lr": [0.001, 0.03]}}
+    found = learnt(opened(write_recipe(place, merge={**merging, "images": 6}, realign=[])))
+    assert [row["params"]["lr"] for row in found.log["tried"]] == [0.001, 0.03]
+    assert found.log["learned"]["settings"]["lr"] == found.log["params"]["lr"]
+
+
 def test_lines_scale_what_was_learnt_by_depth(work: Work) -> None:
     learner = Learner(work("adamerging"), LEARNED["adamerging"])
     plain, scaled = learner(SHORT), learner({**SHORT, "lines.alpha": 0.5, "lines.beta": 0.25})

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from simo_build.learned import LEARNED
 from simo_build.merge import METHODS, MergeMethod, Moved
 from tests.merging import PARAMS, SHAPES, delta
 
@@ -57,3 +58,15 @@ def test_a_method_of_matrices_is_the_same_on_a_gpu_to_rounding(name: str) -> Non
     for tensor_name, tensor in here.items():
         error = float((there[tensor_name] - tensor).norm())
         assert error <= 1e-5 * float(tensor.norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_mixture_is_the_same_on_a_gpu_to_rounding(name: str) -> None:
+    deltas = [delta(0), delta(1)]
+    there = [{n: tensor.cuda() for n, tensor in one.items()} for one in deltas]
+    mixtures = LEARNED[name].mixture(deltas), LEARNED[name].mixture(there).cuda()
+    merged = [mixture() for mixture in mixtures]
+    for tensor_name, tensor in merged[0].items():
+        assert merged[1][tensor_name].device.type == "cuda"
+        assert_close(merged[1][tensor_name].cpu(), tensor, rtol=1e-5, atol=1e-6)

@@ -84,8 +84,10 @@ class Learning:
 
     def about(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Say how these parameters' delta was learnt, and from how many images and labels."""
-        self.delta(params)
-        return self.learnt[digest({"params": dict(params)})][1]
+        key = digest({"params": dict(params)})
+        if key not in self.learnt:
+            self.delta(params)
+        return self.learnt[key][1]
 
     def course(self, settings: Settings) -> Course:
         """Gather images and lessons, and measure the units of the losses."""
