@@ -12,12 +12,14 @@ import torch
 from simo_build.checkpoints import encoder_file, merged_description
 from simo_build.choice import judge
 from simo_build.devices import device
+from simo_build.evidence import Gathered
 from simo_build.hashing import digest
 from simo_build.learned import LEARNED, LearnedMethod, Learning
 from simo_build.loading import LoadedRecipe
 from simo_build.merge import (
     METHODS,
     Delta,
+    Evidence,
     MergeMethod,
     Moved,
     candidates,
@@ -51,9 +53,10 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.random_seed is None:
         chosen = [name for name in recipe.merge.choose if not name.startswith("lines.")]
         method.check([*recipe.merge.params, *chosen])
-        if isinstance(method, LearnedMethod) and recipe.data is None:
+        if (isinstance(method, LearnedMethod) or method.needs) and recipe.data is None:
+            does = "learns on" if isinstance(method, LearnedMethod) else "looks at"
             raise RecipeError(
-                f"{loaded.shown}: merge.method {method.name} learns on images, so it needs `data`"
+                f"{loaded.shown}: merge.method {method.name} {does} images, so it needs `data`"
             )
     elif recipe.realign or recipe.merge.choose:
         raise RecipeError(
@@ -109,6 +112,8 @@ class Merger:
         """Refuse parameters out of range before any heavy work."""
         for params in tried:
             rehearse(self.method, [*self.work.base], len(self.work.recipe.tasks), params)
+        if self.method.needs:
+            self.work.check_images(self.work.recipe.merge.images)
 
     @cached_property
     def deltas(self) -> list[Delta]:
@@ -116,16 +121,26 @@ class Merger:
         deltas = [subtract(one.encoder, self.work.base) for one in self.work.experts.values()]
         return [Moved(delta, device()) for delta in deltas] if self.method.heavy else [*deltas]
 
+    @cached_property
+    def evidence(self) -> list[Evidence] | None:
+        """What the method needs beside the deltas, gathered once for all candidates."""
+        if not self.method.needs:
+            return None
+        every = Gathered(self.work, self.method.needs).read()
+        return [Moved(one, device()) for one in every] if self.method.heavy else [*every]
+
     def __call__(self, params: Mapping[str, Any]) -> StateDict:
         """Give the weights of the shared encoder."""
-        merged = combined(self.method, self.deltas, params=params)
+        merged = combined(self.method, self.deltas, self.evidence, params=params)
         with torch.inference_mode():
             delta = {name: merged[name].cpu() for name in merged}
         return add(self.work.base, delta)
 
     def about(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Say what there is to say of a candidate beside its parameters: nothing."""
-        return {}
+        """Say which images the method itself has looked at; nothing if it needs none."""
+        if not self.method.needs:
+            return {}
+        return {"evidence": Gathered(self.work, self.method.needs).about()}
 
 
 @dataclass

@@ -121,6 +121,11 @@ class Workshop:
             whole.images[rows], {task: all_[rows] for task, all_ in whole.truths.items()}
         )
 
+    def check_images(self, count: int) -> None:
+        """Refuse to look at more images of `realign` than there are; none is read."""
+        assert self.recipe.data is not None  # the recipe was checked for it
+        _spread(count, len(open_dataset(self.loaded).ids(self.recipe.data.realign)))
+
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
         self.encoder.load(weights, source=label)

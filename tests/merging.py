@@ -1,12 +1,15 @@
 """What the tests of merging share: deltas named as in a vision transformer, and parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from simo_build.merge import MergeMethod
+from simo_build.merge.reading import uniform
 
 Matrix = NDArray[np.float64]
 
@@ -63,3 +66,35 @@ def numpy_adam(start: Matrix, slope: Callable[[Matrix], Matrix], lr: float, step
         spread = np.sqrt(second / (1 - 0.999**step)) + 1e-8
         point = point - lr * (first / (1 - 0.9**step)) / spread
     return point
+
+
+def gram(tensor: Tensor, name: str, rows: int = 40) -> Tensor:
+    """Second moments of made-up inputs of a matrix, a 1 at their end; equal for equal ones."""
+    width = tensor[0].numel()
+    like = torch.zeros(rows, width) + tensor.reshape(-1)[0].float()
+    x = uniform(like, seed=1, name=name) - 0.3
+    x = torch.cat((x, torch.ones(rows, 1)), dim=1).double()
+    return (x.T @ x / rows).float()
+
+
+def grams(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Made-up evidence of the kind `grams` for one delta."""
+    found = {}
+    for name in delta:
+        tensor = delta[name]
+        if name.endswith(".weight") and tensor.dim() > 1:
+            found[name] = gram(tensor, name)
+        elif name.endswith((".weight", ".gamma")):
+            found[name] = uniform(tensor, seed=2, name=name)
+    return found
+
+
+EVIDENCE: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {"grams": grams}
+
+
+def merge(
+    method: MergeMethod, deltas: Sequence[Mapping[str, Tensor]], **params: Any
+) -> dict[str, Tensor]:
+    """Merge with the evidence and the parameters that a method cannot do without, made up."""
+    evidence = [EVIDENCE[method.needs](one) for one in deltas] if method.needs else None
+    return method(deltas, evidence, **{**PARAMS.get(method.name, {}), **params})

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from simo_build.merge import METHODS, MergeMethod
-from tests.merging import PARAMS
+from tests.merging import merge
 
 WIDTH = 8
 BLOCK: dict[str, tuple[int, ...]] = {
@@ -78,7 +78,7 @@ def expert(seed: int, variant: str) -> dict[str, Tensor]:
 class TestEveryMethod:
     def merge(self, method: MergeMethod, variant: str, **params: Any) -> dict[str, Tensor]:
         deltas = [expert(seed, variant) for seed in range(3)]
-        return method(deltas, **{**PARAMS.get(method.name, {}), **params})
+        return merge(method, deltas, **params)
 
     def test_gives_finite_values_of_the_same_shapes(
         self, method: MergeMethod, variant: str

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from simo_build.learned import LEARNED
 from simo_build.merge import METHODS, MergeMethod, Moved
-from tests.merging import PARAMS, SHAPES, delta
+from tests.merging import EVIDENCE, PARAMS, SHAPES, delta, merge
 
 # A GPU may multiply by 1 / x instead of dividing by x, and its exp and tanh round otherwise.
 ROUNDED = {"average", "awd", "dare", "dare_ties", "della", "pcb"}
@@ -36,10 +36,12 @@ def test_a_moved_delta_moves_a_tensor_when_it_is_read() -> None:
 
 def both(method: MergeMethod) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Merge three deltas on the CPU and on the GPU."""
-    deltas, params = [delta(seed) for seed in range(3)], PARAMS.get(method.name, {})
-    there = method([Moved(one, torch.device("cuda")) for one in deltas], **params)
+    deltas, gpu = [delta(seed) for seed in range(3)], torch.device("cuda")
+    evidence = [EVIDENCE[method.needs](one) for one in deltas] if method.needs else None
+    moved = evidence and [Moved(one, gpu) for one in evidence]
+    there = method([Moved(one, gpu) for one in deltas], moved, **PARAMS.get(method.name, {}))
     assert {tensor.device.type for tensor in there.values()} == {"cuda"}
-    return method(deltas, **params), {name: tensor.cpu() for name, tensor in there.items()}
+    return merge(method, deltas), {name: tensor.cpu() for name, tensor in there.items()}
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ from simo_build.merge.elementwise import (
     magmax,
     task_arithmetic,
 )
+from simo_build.merge.inputs import regmean
 from simo_build.merge.iterative import doge, wudi
 from simo_build.merge.layers import (
     balanced_alpha,
@@ -68,6 +69,7 @@ __all__ = [
     "method_named",
     "number",
     "pcb",
+    "regmean",
     "rehearse",
     "scaled_by_layer",
     "task_arithmetic",

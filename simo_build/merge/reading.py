@@ -88,18 +88,27 @@ def fingerprint(tensor: Tensor) -> bytes:
     return hashlib.blake2b(values.reshape(-1).numpy().data).digest()
 
 
-def ordering(deltas: Sequence[Delta]) -> list[int]:
+def ordering(deltas: Sequence[Delta], evidence: Sequence[Delta] | None = None) -> list[int]:
     """Sort deltas by what they contain: floating point rounds by order, recipes should not.
 
-    Tensors are hashed, in the order of their names, only until no two deltas are alike; mostly
-    that is the first one.
+    Deltas that are alike are sorted by their evidence, if there is any.
     """
-    keys: list[tuple[bytes, ...]] = [()] * len(deltas)
-    for name in sorted(deltas[0]) if len(deltas) > 1 else ():
-        keys = [(*key, fingerprint(d[name])) for key, d in zip(keys, deltas, strict=True)]
+    order = list(range(len(deltas))) if evidence is None else _ordering(evidence)
+    return [order[i] for i in _ordering([deltas[i] for i in order])]
+
+
+def _ordering(given: Sequence[Delta]) -> list[int]:
+    """Sort mappings by their tensors, those that are alike by their places.
+
+    Tensors are hashed, in the order of their names, only until no two are alike; mostly that is
+    the first one.
+    """
+    keys: list[tuple[bytes, ...]] = [()] * len(given)
+    for name in sorted(given[0]) if len(given) > 1 else ():
+        keys = [(*key, fingerprint(one[name])) for key, one in zip(keys, given, strict=True)]
         if len(set(keys)) == len(keys):
             break
-    return sorted(range(len(deltas)), key=keys.__getitem__)
+    return sorted(range(len(given)), key=keys.__getitem__)
 
 
 def uniform(tensor: Tensor, *, seed: int, name: str) -> Tensor:

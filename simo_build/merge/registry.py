@@ -13,9 +13,8 @@ from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError, unknown
 
 # What a method may need beside the deltas: one mapping a task, from a tensor's name on.
-# grams   of the inputs of every linear layer, on unlabelled images (`simo_build.evidence`)
-# fisher  the diagonal Fisher information of every weight, on unlabelled images
-EVIDENCE = ("", "grams", "fisher")
+# grams   second moments of the inputs of every layer, on unlabelled images (`simo_build.moments`)
+EVIDENCE = ("", "grams")
 Evidence = Mapping[str, torch.Tensor]
 
 
@@ -64,7 +63,7 @@ class MergeMethod:
         self.check(list(params))
         if (evidence is None) == bool(self.needs):
             raise ValueError(f"{self.name} needs {self.needs or 'no'} evidence")
-        order = ordering(deltas)
+        order = ordering(deltas, evidence)
         given = [[deltas[i] for i in order]]
         if evidence is not None:
             given.append([evidence[i] for i in order])

@@ -1,0 +1,120 @@
+"""Methods that look at what goes into every layer: closed forms from the inputs' second moments.
+
+The evidence is `grams` (`simo_build.moments`): for a matrix the mean of x x' over the tokens of
+unlabelled images, x being the inputs of its layer in that expert and a 1 at their end. Solved in
+float64. What has no Gram matrix (tokens, positions) takes the mean.
+
+Shapes: T tasks, M x N a matrix, A = N + 1 with the bias as the last column.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from simo_build.merge.depth import ByLayer, by_layer
+from simo_build.merge.parameters import number, one_of
+from simo_build.merge.reading import Delta, stacked
+from simo_build.merge.registry import Evidence, method
+from simo_build.merge.spectral import mean
+from simo_build.statedict import StateDict
+from simo_runtime.errors import RecipeError
+
+# A channel of which less than this share is its own, not told by other channels, is none of its
+# own: Gram matrices are kept in float32.
+OWN = 1e-6
+
+
+@method(paper="https://arxiv.org/abs/2212.09849", needs="grams", heavy=True)
+def regmean(
+    deltas: Sequence[Delta],
+    evidence: Sequence[Evidence],
+    *,
+    alpha: ByLayer = 1.0,
+    off_diagonal: float = 0.9,
+    bias: str = "mean",
+) -> StateDict:
+    """Merge every matrix so that its outputs are nearest, in squares, to those of all experts.
+
+    The sum over tasks of |(M - delta_t) x|^2 is smallest at M = (sum of delta_t G_t) (sum of
+    G_t)^-1. Off-diagonal elements of the Gram matrices are scaled first, as the source does.
+    Biases take the mean, as there, or are solved for too (`bias: joint`).
+    """
+    scale = by_layer("alpha", alpha, deltas[0])
+    share = number("off_diagonal", off_diagonal, least=0, most=1)
+    joint = one_of("bias", bias, ("mean", "joint")) == "joint"
+
+    def matrix(name: str, columns_TMN: Tensor, grams_TNN: Tensor) -> Tensor:
+        own_TNN = torch.diag_embed(grams_TNN.diagonal(dim1=1, dim2=2))
+        return nearest(columns_TMN, torch.lerp(own_TNN, grams_TNN, share), name)
+
+    merged = by_layer_inputs(deltas, evidence, joint=joint, matrix=matrix)
+    return {name: scale[name] * merged[name] for name in deltas[0]}
+
+
+def by_layer_inputs(
+    deltas: Sequence[Delta],
+    evidence: Sequence[Evidence],
+    *,
+    joint: bool,
+    matrix: Callable[[str, Tensor, Tensor], Tensor],
+) -> StateDict:
+    """Merge what has Gram matrices with a function, (T, M, N) and (T, N, N) to (M, N).
+
+    If joint, N counts one more: the bias is the last column. The rest takes the mean.
+    """
+    biases = biases_of(deltas[0], evidence[0]) if joint else {}
+    merged: StateDict = {}
+    for name in deltas[0]:
+        if name in biases.values():
+            continue  # it comes with its weight
+        stack = stacked(deltas, name)
+        if not has_gram(evidence[0], name):
+            merged[name] = mean(stack).float()
+            continue
+        columns_TMN, bias = stack.flatten(2).double(), biases.get(name)
+        grams_TNN = torch.stack([one[name].double() for one in evidence])
+        if bias is None:
+            grams_TNN = grams_TNN[:, :-1, :-1]
+        else:
+            bias_TM1 = stacked(deltas, bias).double().unsqueeze(2)
+            columns_TMN = torch.cat((columns_TMN, bias_TM1), dim=2)
+        found_MN = matrix(name, columns_TMN, grams_TNN).float()
+        if bias is not None:
+            merged[bias], found_MN = found_MN[:, -1].clone(), found_MN[:, :-1]
+        merged[name] = found_MN.reshape(stack.shape[1:])
+    return merged
+
+
+def has_gram(evidence: Evidence, name: str) -> bool:
+    """Tell a matrix with a Gram matrix from all else; scales have a vector."""
+    return name in evidence and evidence[name].dim() == 2
+
+
+def biases_of(names: Iterable[str], evidence: Evidence) -> dict[str, str]:
+    """Find the bias of every matrix that has one."""
+    there = set(names)
+    pairs = {n: f"{n.removesuffix('weight')}bias" for n in there if n.endswith(".weight")}
+    return {n: b for n, b in pairs.items() if b in there and has_gram(evidence, n)}
+
+
+def nearest(columns_TMN: Tensor, grams_TNN: Tensor, name: str) -> Tensor:
+    """Solve M * sum of G_t = sum of delta_t G_t; RecipeError if it has no single solution.
+
+    Channels that are zero in all experts say nothing: their columns take the mean.
+    """
+    total_NN, pull_MN = grams_TNN.sum(dim=0), (columns_TMN @ grams_TNN).sum(dim=0)
+    alive_N = total_NN.diagonal() > 0
+    size_K = total_NN.diagonal()[alive_N].sqrt()
+    # with a diagonal of ones a pivot is the share of a channel that no earlier channel tells
+    even_KK = total_NN[alive_N][:, alive_N] / torch.outer(size_K, size_K)
+    factor_KK, failed = torch.linalg.cholesky_ex(even_KK)
+    if failed or bool((factor_KK.diagonal().square() < OWN).any()):
+        raise RecipeError(
+            f"merge: on these images the inputs of {name} do not tell its {len(alive_N)} channels "
+            "apart; set off_diagonal below 1, or give more `images`"
+        )
+    merged_MN = columns_TMN.mean(dim=0)
+    solved_KM = torch.cholesky_solve((pull_MN[:, alive_N] / size_K).T, factor_KK)
+    merged_MN[:, alive_N] = solved_KM.T / size_K
+    return merged_MN
