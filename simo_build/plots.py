@@ -23,8 +23,13 @@ def draw_relations(found: Mapping[str, Any]) -> Figure:
     panels[0].set_ylabel("performance against its expert, %")
     panels[0].set_ylim(bottom=0)
     handles, names = panels[0].get_legend_handles_labels()
-    shown = [f"{name} ({found['metrics'][name].replace('_', ' ')})" for name in names]
-    figure.legend(handles, shown, loc="outside upper center", ncols=len(shown), frameon=False)
+    metrics = {task: name.replace("_", " ") for task, name in found["metrics"].items()}
+    shown = [f"{name}, {metrics[name].replace('iou', 'IoU')}" for name in names]
+    legend = figure.legend(
+        handles, shown, loc="outside upper center", ncols=len(shown), frameon=False
+    )
+    for line in legend.get_lines():  # the first panel's own task is drawn thicker there
+        line.set_linewidth(2.0)
     return figure
 
 

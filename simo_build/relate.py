@@ -66,8 +66,8 @@ def _curves(
 ) -> dict[str, dict[str, list[float]]]:
     """Give the metric of every task at every lambda, and its performance against its expert."""
     points = [_point(work, moved, scale) for scale in lambdas]
-    metrics = {task: [point[task] for point in points] for task in experts}
-    kinds = _metrics(work)
+    kinds = _metrics(work)  # in the recipe's order
+    metrics = {task: [point[task] for point in points] for task in kinds}
     performance = {
         task: [normalised_performance({task: v}, {task: experts[task]}, kinds) for v in values]
         for task, values in metrics.items()

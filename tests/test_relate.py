@@ -189,8 +189,8 @@ def test_the_plot_has_a_panel_a_moved_task_and_a_curve_a_task() -> None:
     assert curves(figure.axes[0]) == {"seg": [50.0, 100.0], "depth": [75.0, 62.5]}
     assert curves(figure.axes[1]) == {"seg": [50.0, 25.0], "depth": [75.0, 100.0]}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "seg (mean iou)",
-        "depth (absolute error)",
+        "seg, mean IoU",
+        "depth, absolute error",
     ]
 
 
