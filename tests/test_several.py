@@ -35,6 +35,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "tall_mask": {"threshold": 0.4},
     "flexmerge": {"size": 1},
     "surgery": {"alpha": 1.0, "rank": 2, "steps": 2},
+    "zipit": {"depth": 2},
 }
 
 Given = Sequence[Mapping[str, Tensor]]

@@ -11,21 +11,9 @@ from simo_build.several import SEVERAL, SeveralPass, Sight
 from simo_build.several.surgery import Correction, Surgery, Trainer, places
 from simo_build.statedict import StateDict, add
 from simo_runtime.errors import RecipeError
-from tests.several import sight
+from tests.several import features, moved, sight
 
 AT = ["taps", "blocks"]
-
-
-def moved(seen: Sight, seed: int, scale: float = 0.3) -> StateDict:
-    generator = torch.Generator().manual_seed(seed)
-    return {n: scale * torch.randn(t.shape, generator=generator) for n, t in seen.base.items()}
-
-
-@torch.no_grad()
-def taps(seen: Sight, weights: StateDict) -> list[Tensor]:
-    seen.encoder.load(weights, source="test")
-    found: list[Tensor] = seen.encoder(torch.from_numpy(seen.images))
-    return found
 
 
 def distance(one: list[Tensor], other: list[Tensor]) -> float:
@@ -34,7 +22,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> float:
 
 def operated(seen: Sight, result: SeveralPass, task: int) -> list[Tensor]:
     with result.on(task, seen.encoder):
-        return taps(seen, add(seen.base, result.deltas[task]))
+        return features(seen, add(seen.base, result.deltas[task]))
 
 
 def test_a_correction_by_hand() -> None:
@@ -52,7 +40,7 @@ def test_before_training_nothing_is_corrected(at: str) -> None:
     seen = sight()
     result = SEVERAL["surgery"]([moved(seen, 1), moved(seen, 2)], seen, alpha=0.5, at=at, steps=0)
     merged = METHODS["task_arithmetic"]([moved(seen, 1), moved(seen, 2)], alpha=0.5)
-    plain = taps(seen, add(seen.base, merged))
+    plain = features(seen, add(seen.base, merged))
     for task in (0, 1):
         assert all(map(torch.equal, operated(seen, result, task), plain))
 
@@ -66,8 +54,8 @@ def test_the_first_step_by_hand() -> None:
     found = Surgery(seen.encoder, "taps", rank=2, seed=5)
     down = found.corrections[0].down_RD.detach().double().numpy()
     Trainer(seen, merged, expert, found).train(steps=1, lr=0.01, batch=4, seed=5)
-    features = (taps(seen, weights)[0] for weights in (merged, expert))
-    plain, target = (one.double().numpy().reshape(-1, 8) for one in features)
+    found_taps = (features(seen, weights)[0] for weights in (merged, expert))
+    plain, target = (one.double().numpy().reshape(-1, 8) for one in found_taps)
     slope = -np.sign(plain - target).T @ np.maximum(plain @ down.T, 0)
     after = found.corrections[0]
     assert np.array_equal(after.down_RD.detach().double().numpy(), down)
@@ -81,7 +69,7 @@ def test_surgery_brings_the_features_nearer_to_those_of_every_expert(at: str) ->
     before = SEVERAL["surgery"](deltas, seen, alpha=0.5, at=at, steps=0)
     after = SEVERAL["surgery"](deltas, seen, alpha=0.5, at=at, rank=4, steps=150, lr=0.02)
     for task, delta in enumerate(deltas):
-        wanted = taps(seen, add(seen.base, delta))
+        wanted = features(seen, add(seen.base, delta))
         far, near = (distance(operated(seen, one, task), wanted) for one in (before, after))
         assert near < 0.8 * far
 
@@ -89,13 +77,13 @@ def test_surgery_brings_the_features_nearer_to_those_of_every_expert(at: str) ->
 def test_corrections_of_taps_change_no_later_tap() -> None:
     seen = sight()
     merged = add(seen.base, moved(seen, 1))
-    plain = taps(seen, merged)
+    plain = features(seen, merged)
     for at, other in (("taps", False), ("blocks", True)):
         found = Surgery(seen.encoder, at, rank=2, seed=0)
         with torch.no_grad():
             found.corrections[0].up_DR.fill_(1.0)  # the first tap is after the first block
         with found.attached(seen.encoder):
-            corrected = taps(seen, merged)
+            corrected = features(seen, merged)
         assert_close(corrected[0], found.corrections[0](plain[0]))
         assert torch.equal(corrected[1], plain[1]) is not other
 
@@ -105,10 +93,10 @@ def test_corrections_come_off_again() -> None:
     found = Surgery(seen.encoder, "blocks", rank=2, seed=0)
     with torch.no_grad():
         found.corrections[2].up_DR.fill_(1.0)
-    plain = taps(seen, seen.base)
+    plain = features(seen, seen.base)
     with found.attached(seen.encoder):
-        assert not torch.equal(taps(seen, seen.base)[1], plain[1])
-    assert all(map(torch.equal, taps(seen, seen.base), plain))
+        assert not torch.equal(features(seen, seen.base)[1], plain[1])
+    assert all(map(torch.equal, features(seen, seen.base), plain))
 
 
 @pytest.mark.parametrize("at", AT)
@@ -140,7 +128,7 @@ def test_an_expert_that_is_the_merged_encoder_needs_no_correction() -> None:
     seen = sight()
     result = SEVERAL["surgery"]([moved(seen, 1)], seen, alpha=1.0, steps=3)
     assert all(
-        map(torch.equal, operated(seen, result, 0), taps(seen, add(seen.base, moved(seen, 1))))
+        map(torch.equal, operated(seen, result, 0), features(seen, add(seen.base, moved(seen, 1))))
     )
 
 

@@ -14,6 +14,7 @@ from simo_build.several.registry import (
     refuse_several,
 )
 from simo_build.several.surgery import surgery
+from simo_build.several.zipit import zipit
 
 __all__ = [
     "SEVERAL",
@@ -25,4 +26,5 @@ __all__ = [
     "refuse_several",
     "surgery",
     "tall_mask",
+    "zipit",
 ]
