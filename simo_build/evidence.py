@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from simo_build.data import Samples
+from simo_build.fisher import Likelihoods, gather_fisher, of_predictions, of_truths
+from simo_build.losses import TORCH_KINDS, TorchKind
 from simo_build.merge import Evidence
 from simo_build.moments import gather_grams
 from simo_build.stages import Result
@@ -32,7 +34,37 @@ def grams(work: Workshop, task: str, samples: Samples) -> StateDict:
     return gather_grams(work.encoder, samples, label=label, progress=work.stages.progress)
 
 
-KINDS: dict[str, Kind] = {"grams": Kind(grams)}
+def fisher(work: Workshop, task: str, samples: Samples) -> StateDict:
+    """Give the Fisher information of an expert's weights, of its own predictions."""
+    return _fisher(work, task, samples, of_predictions(_kind(work, task)))
+
+
+def fisher_labels(work: Workshop, task: str, samples: Samples) -> StateDict:
+    """Give the empirical Fisher information, of the task's loss against the truths."""
+    return _fisher(work, task, samples, of_truths(_kind(work, task), samples, task))
+
+
+def _kind(work: Workshop, task: str) -> TorchKind:
+    return TORCH_KINDS[work.recipe.tasks[task].kind]
+
+
+def _fisher(work: Workshop, task: str, samples: Samples, likelihoods: Likelihoods) -> StateDict:
+    return gather_fisher(
+        work.encoder,
+        work.experts[task].encoder,
+        work.expert_heads()[task],
+        samples,
+        likelihoods,
+        label=f"information of expert {task}",
+        progress=work.stages.progress,
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "grams": Kind(grams),
+    "fisher": Kind(fisher),
+    "fisher_labels": Kind(fisher_labels, labels=True),
+}
 
 
 class Gathered:

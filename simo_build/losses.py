@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simo_build.sampling import OF_CLASSES, OF_VALUES, OF_VECTORS, Sampling
 from simo_build.teaching import CLASSES, VALUES, VECTORS, Teaching
 from simo_runtime.metrics import IGNORE
 
@@ -30,6 +31,7 @@ class TorchKind:
     loss: Callable[[Tensor, Tensor], Tensor]
     finish: Callable[[Tensor], Tensor]
     teaching: Teaching  # how one raw output teaches another
+    sampling: Sampling  # what a raw output says is likely
     positive: bool = False  # whether the head ends with a ReLU
     normalised: bool = True  # whether a linear head starts with a BatchNorm
     upsample: int = 1  # how far a linear head upsamples before its ReLU
@@ -80,16 +82,21 @@ def unit_vectors(raw_B3HW: Tensor) -> Tensor:
 
 
 TORCH_KINDS = {
-    "segmentation": TorchKind(loss=cross_entropy, finish=most_likely, teaching=CLASSES),
+    "segmentation": TorchKind(
+        loss=cross_entropy, finish=most_likely, teaching=CLASSES, sampling=OF_CLASSES
+    ),
     "depth": TorchKind(
         loss=absolute_error,
         finish=single_channel,
         teaching=VALUES,
+        sampling=OF_VALUES,
         positive=True,
         normalised=False,
         upsample=4,
     ),
-    "normals": TorchKind(loss=one_minus_cosine, finish=unit_vectors, teaching=VECTORS),
+    "normals": TorchKind(
+        loss=one_minus_cosine, finish=unit_vectors, teaching=VECTORS, sampling=OF_VECTORS
+    ),
 }
 
 

@@ -26,6 +26,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "iso_cts": {"alpha": 1.0},
     "wudi": {"steps": 20},
     "doge": {"steps": 20},
+    "esm": {"alpha": 1.0},
 }
 
 
@@ -89,7 +90,16 @@ def grams(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-EVIDENCE: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {"grams": grams}
+def information(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Made-up evidence of the kind `fisher` for one delta."""
+    return {name: 1e-3 * uniform(delta[name], seed=3, name=name) for name in delta}
+
+
+EVIDENCE: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "grams": grams,
+    "fisher": information,
+    "fisher_labels": information,
+}
 
 
 def merge(

@@ -14,6 +14,7 @@ from simo_build.merging import Merger, merge
 from simo_build.statedict import subtract
 from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError
+from tests.merging import PARAMS
 from tests.tiny import TASKS, opened, write_recipe, write_workplace
 
 IMAGES = 4
@@ -42,11 +43,11 @@ def test_every_kind_that_a_method_may_need_can_be_gathered() -> None:
 
 @pytest.mark.parametrize("method", NEEDY)
 def test_a_merge_is_the_method_on_what_was_gathered(place: Path, method: str) -> None:
-    work = work_with(place, method)
+    work = work_with(place, method, params=PARAMS.get(method, {}))
     merged = merge(work)
     evidence = Gathered(work, METHODS[method].needs).read()
     deltas = [subtract(one.encoder, work.base) for one in work.experts.values()]
-    for name, delta in METHODS[method](deltas, evidence).items():
+    for name, delta in METHODS[method](deltas, evidence, **PARAMS.get(method, {})).items():
         assert_close(merged.tensors[name], work.base[name] + delta)
     labels = IMAGES if KINDS[METHODS[method].needs].labels else 0
     assert merged.log["evidence"] == {"images": IMAGES, "labels": labels}
@@ -107,6 +108,8 @@ def test_more_images_than_there_are_is_refused_before_experts_are_read(place: Pa
 
 @pytest.mark.parametrize("method", NEEDY)
 def test_a_recipe_without_data_is_refused(place: Path, method: str) -> None:
-    recipe = write_recipe(place, data=None, realign=[], merge={"method": method})
+    recipe = write_recipe(
+        place, data=None, realign=[], merge={"method": method, "params": PARAMS.get(method, {})}
+    )
     with pytest.raises(RecipeError, match=f"merge.method {method} looks at images, so it needs"):
         opened(recipe)

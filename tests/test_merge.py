@@ -36,6 +36,9 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "della": {"density": 1.0, "epsilon": 0.0},
     "lines": {"alpha": 1.0, "beta": 0.0},
     "regmean": {"bias": "joint"},
+    "lot": {},
+    "fisher": {},
+    "fisher_labelled": {"normalise": False},
     "ties": {"density": 1.0},
     "tsv_m": {},
     "wudi": {"rest": "mean", "steps": 20},
@@ -180,7 +183,7 @@ class TestEveryMethod:
 @pytest.mark.parametrize("name", IDENTITY)
 def test_a_single_expert_comes_back(name: str) -> None:
     merged = merge(METHODS[name], [delta(0)], **IDENTITY[name])
-    exact = name not in ("tsv_m", "regmean")  # which go through singular vectors, or solve
+    exact = name not in ("tsv_m", "regmean", "lot")  # which go through vectors, or solve
     for tensor_name, tensor in delta(0).items():
         tolerance = 0.0 if exact else 1e-6
         assert_close(merged[tensor_name], tensor, rtol=tolerance, atol=tolerance)
@@ -272,6 +275,10 @@ def test_nothing_to_choose_leaves_one_candidate() -> None:
         ("lines", {"beta": "1"}, r"merge\.beta is '1'; it must be a number"),
         ("regmean", {"off_diagonal": 2}, r"merge\.off_diagonal is 2; .* at least 0 and at most 1"),
         ("regmean", {"bias": "base"}, r"merge\.bias is 'base'; .* one of: mean, joint"),
+        ("lot", {"rcond": 0}, r"merge\.rcond is 0; it must be above 0 and below 1"),
+        ("esm", {"alpha": 1, "power": -1}, r"merge\.power is -1; it must be at least 0"),
+        ("fisher", {"floor": -1}, r"merge\.floor is -1; it must be at least 0 and at most 1"),
+        ("fisher", {"normalise": 1}, r"merge\.normalise is 1; it must be true or false"),
         ("tsv_m", {"conv": "mean"}, r"merge\.conv is 'mean'; it must be one of: rest, flatten"),
         ("iso_c", {"alpha": 1, "split_qkv": 1}, r"merge\.split_qkv is 1; .* true or false"),
         ("iso_cts", {"alpha": 1, "common": 1.1}, r"merge\.common is 1\.1; .* at most 1"),

@@ -16,7 +16,8 @@ from simo_build.merge.elementwise import (
     magmax,
     task_arithmetic,
 )
-from simo_build.merge.inputs import regmean
+from simo_build.merge.information import fisher, fisher_labelled
+from simo_build.merge.inputs import lot, regmean
 from simo_build.merge.iterative import doge, wudi
 from simo_build.merge.layers import (
     balanced_alpha,
@@ -37,6 +38,7 @@ from simo_build.merge.registry import (
     method_named,
 )
 from simo_build.merge.spectral import iso_c, iso_cts, tsv_m
+from simo_build.merge.subspace import esm
 
 __all__ = [
     "METHODS",
@@ -60,10 +62,14 @@ __all__ = [
     "della",
     "depths",
     "doge",
+    "esm",
+    "fisher",
+    "fisher_labelled",
     "iso_c",
     "iso_cts",
     "lines",
     "lines_on_top",
+    "lot",
     "magmax",
     "method",
     "method_named",

@@ -52,16 +52,58 @@ def regmean(
     return {name: scale[name] * merged[name] for name in deltas[0]}
 
 
+@method(paper="https://arxiv.org/abs/2505.23859", needs="grams", heavy=True)
+def lot(
+    deltas: Sequence[Delta],
+    evidence: Sequence[Evidence],
+    *,
+    alpha: ByLayer = 1.0,
+    rcond: float = 1e-6,
+) -> StateDict:
+    """Give every layer the delta whose outputs drift least, in squares, from all experts' outputs.
+
+    A matrix is (sum of delta_t G_t) (sum of G_t)^+, where the pseudoinverse leaves out what is at
+    most `rcond` of the largest eigenvalue: along what no input has, the base stays. A norm's weight
+    or a layer scale is the mean weighted by its channel's mean square, biases take the mean.
+    """
+    scale = by_layer("alpha", alpha, deltas[0])
+    least = number("rcond", rcond, above=0, below=1)
+
+    def matrix(name: str, columns_TMN: Tensor, grams_TNN: Tensor) -> Tensor:
+        return drifting_least(columns_TMN, grams_TNN, rcond=least)
+
+    merged = by_layer_inputs(deltas, evidence, joint=False, matrix=matrix, channels=by_size)
+    return {name: scale[name] * merged[name] for name in deltas[0]}
+
+
+def drifting_least(columns_TMN: Tensor, grams_TNN: Tensor, *, rcond: float) -> Tensor:
+    """Give the smallest solution of M * sum of G_t = sum of delta_t G_t."""
+    squares_N, vectors_NN = torch.linalg.eigh(grams_TNN.sum(dim=0))
+    kept_N = squares_N > rcond * squares_N[-1]
+    vectors_NK = vectors_NN[:, kept_N]
+    inverse_NN: Tensor = vectors_NK / squares_N[kept_N] @ vectors_NK.T
+    return (columns_TMN @ grams_TNN).sum(dim=0) @ inverse_NN
+
+
+def by_size(stack_TN: Tensor, squares_TN: Tensor) -> Tensor:
+    """Average every channel by its mean square in every expert; one that is zero takes the mean."""
+    total_N = squares_TN.sum(dim=0)
+    weighed_N = (squares_TN * stack_TN).sum(dim=0) / total_N
+    return torch.where(total_N > 0, weighed_N, stack_TN.double().mean(dim=0))
+
+
 def by_layer_inputs(
     deltas: Sequence[Delta],
     evidence: Sequence[Evidence],
     *,
     joint: bool,
     matrix: Callable[[str, Tensor, Tensor], Tensor],
+    channels: Callable[[Tensor, Tensor], Tensor] = lambda stack_TN, _: mean(stack_TN),
 ) -> StateDict:
     """Merge what has Gram matrices with a function, (T, M, N) and (T, N, N) to (M, N).
 
-    If joint, N counts one more: the bias is the last column. The rest takes the mean.
+    If joint, N counts one more: the bias is the last column. `channels` merges what multiplies
+    every channel by itself, (T, N) and mean squares (T, N) to (N,). The rest takes the mean.
     """
     biases = biases_of(deltas[0], evidence[0]) if joint else {}
     merged: StateDict = {}
@@ -69,20 +111,21 @@ def by_layer_inputs(
         if name in biases.values():
             continue  # it comes with its weight
         stack = stacked(deltas, name)
-        if not has_gram(evidence[0], name):
+        seen = [one[name].double() for one in evidence if name in one]
+        if not seen:
             merged[name] = mean(stack).float()
-            continue
-        columns_TMN, bias = stack.flatten(2).double(), biases.get(name)
-        grams_TNN = torch.stack([one[name].double() for one in evidence])
-        if bias is None:
-            grams_TNN = grams_TNN[:, :-1, :-1]
+        elif not has_gram(evidence[0], name):
+            merged[name] = channels(stack, torch.stack(seen)).float()
+        elif name not in biases:
+            grams_TNN = torch.stack(seen)[:, :-1, :-1]
+            merged[name] = matrix(name, stack.flatten(2).double(), grams_TNN).float()
         else:
-            bias_TM1 = stacked(deltas, bias).double().unsqueeze(2)
-            columns_TMN = torch.cat((columns_TMN, bias_TM1), dim=2)
-        found_MN = matrix(name, columns_TMN, grams_TNN).float()
-        if bias is not None:
-            merged[bias], found_MN = found_MN[:, -1].clone(), found_MN[:, :-1]
-        merged[name] = found_MN.reshape(stack.shape[1:])
+            bias_TM1 = stacked(deltas, biases[name]).unsqueeze(2)
+            columns_TMN = torch.cat((stack.flatten(2), bias_TM1), dim=2).double()
+            found_MN = matrix(name, columns_TMN, torch.stack(seen)).float()
+            merged[biases[name]] = found_MN[:, -1].clone()
+            merged[name] = found_MN[:, :-1]
+        merged[name] = merged[name].reshape(stack.shape[1:])
     return merged
 
 

@@ -14,7 +14,9 @@ from simo_runtime.errors import RecipeError, unknown
 
 # What a method may need beside the deltas: one mapping a task, from a tensor's name on.
 # grams   second moments of the inputs of every layer, on unlabelled images (`simo_build.moments`)
-EVIDENCE = ("", "grams")
+# fisher, fisher_labels   diagonal Fisher information of every weight (`simo_build.fisher`), of the
+#         expert's own predictions or, with labels, of its loss
+EVIDENCE = ("", "grams", "fisher", "fisher_labels")
 Evidence = Mapping[str, torch.Tensor]
 
 
