@@ -170,7 +170,7 @@ def tint(
     return adamerging(deltas, granularity=granularity, start=start, clamp=clamp)
 
 
-@learned(paper="https://arxiv.org/abs/2407.02880", loss="labels", weight_decay=0.1)
+@learned(paper="https://arxiv.org/abs/2407.02880", loss="labels", lr=3e-2, weight_decay=0.1)
 def atlas(deltas: Sequence[Delta], *, start: float = 0.0, parts: float = 1) -> Mixture:
     """Learn a coefficient for every task and tensor, without bounds, from the base on.
 
