@@ -13,7 +13,7 @@ from simo_build.data import Samples
 from simo_build.fisher import Likelihoods, gather_fisher, of_predictions, of_truths
 from simo_build.losses import TORCH_KINDS, TorchKind
 from simo_build.merge import Evidence
-from simo_build.moments import gather_grams
+from simo_build.moments import Statistics, gather_grams, gather_statistics
 from simo_build.stages import Result
 from simo_build.statedict import StateDict
 from simo_build.workshop import Workshop
@@ -103,3 +103,13 @@ class Gathered:
             "task": recipe["tasks"][task],
             "images": self.images,
         }
+
+
+def statistics(work: Workshop, weights: StateDict, samples: Samples, label: str) -> Statistics:
+    """Give mean and covariance of every block's tokens with some encoder weights, on images.
+
+    It serves to compare a merged encoder with its experts, and to calibrate it towards them.
+    """
+    work.encoder.load(weights, source=label)
+    about = f"statistics of {label}"
+    return gather_statistics(work.encoder, samples, label=about, progress=work.stages.progress)

@@ -33,6 +33,7 @@ from simo_build.progress import Progress
 from simo_build.several import refuse_several
 from simo_build.stages import Result, Stages
 from simo_build.statedict import StateDict, add, subtract
+from simo_build.walk import walked
 from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError, unknown
 
@@ -129,9 +130,17 @@ class Merger:
         every = Gathered(self.work, self.method.needs).read()
         return [Moved(one, device()) for one in every] if self.method.heavy else [*every]
 
+    def merged(self, params: Mapping[str, Any]) -> Delta:
+        """Give the merged delta; `lines` on top of a method that walks see all of its walk."""
+        if not self.method.walks:
+            return combined(self.method, self.deltas, self.evidence, params=params)
+        own, lines = apart(params)
+        merged = walked(self.work, self.method, self.deltas, own)
+        return lines_on_top(merged, self.deltas, **lines) if lines else merged
+
     def __call__(self, params: Mapping[str, Any]) -> StateDict:
         """Give the weights of the shared encoder."""
-        merged = combined(self.method, self.deltas, self.evidence, params=params)
+        merged = self.merged(params)
         with torch.inference_mode():
             delta = {name: merged[name].cpu() for name in merged}
         return add(self.work.base, delta)

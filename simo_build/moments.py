@@ -92,10 +92,8 @@ class Sums:
 
 
 @torch.inference_mode()
-def gather_grams(
-    encoder: Encoder, samples: Samples, *, label: str, progress: Progress, batch: int = BATCH
-) -> StateDict:
-    """Give the second moments of every layer's inputs, means over the tokens of all images.
+def grams_of(layers: Mapping[str, nn.Module], forward: Callable[[], None]) -> StateDict:
+    """Give the second moments of layers' inputs in a pass: means over the tokens of all images.
 
     By the name of a linear layer's weight, or of the patch embedding's: the mean of x x' with x
     the inputs and a 1 at their end, (N + 1, N + 1). So the last row holds the mean of the inputs.
@@ -110,9 +108,18 @@ def gather_grams(
         else:
             sums.add(name, _gram(F.pad(x_RN, (0, 1), value=1.0)), len(x_RN))
 
-    with hooked(observed_layers(encoder.vit), see):
-        _forward(encoder, samples, label=label, progress=progress, batch=batch)
+    with hooked(layers, see):
+        forward()
     return sums.means()
+
+
+def gather_grams(
+    encoder: Encoder, samples: Samples, *, label: str, progress: Progress, batch: int = BATCH
+) -> StateDict:
+    """Give the second moments of every layer's inputs, on images (`grams_of`)."""
+    layers = observed_layers(encoder.vit)
+    how = {"label": label, "progress": progress, "batch": batch}
+    return grams_of(layers, lambda: _forward(encoder, samples, **how))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from simo_build.evidence import KINDS, Gathered
+from simo_build.evidence import KINDS, Gathered, statistics
 from simo_build.merge import METHODS
 from simo_build.merge.registry import EVIDENCE
 from simo_build.merging import Merger, merge
@@ -19,6 +19,7 @@ from tests.tiny import TASKS, opened, write_recipe, write_workplace
 
 IMAGES = 4
 NEEDY = [name for name, method in METHODS.items() if method.needs]
+SHARED = [name for name in NEEDY if not METHODS[name].walks]  # all candidates use the same
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_every_kind_that_a_method_may_need_can_be_gathered() -> None:
     assert {kind for kind in EVIDENCE if kind} == set(KINDS)
 
 
-@pytest.mark.parametrize("method", NEEDY)
+@pytest.mark.parametrize("method", SHARED)
 def test_a_merge_is_the_method_on_what_was_gathered(place: Path, method: str) -> None:
     work = work_with(place, method, params=PARAMS.get(method, {}))
     merged = merge(work)
@@ -49,11 +50,16 @@ def test_a_merge_is_the_method_on_what_was_gathered(place: Path, method: str) ->
     deltas = [subtract(one.encoder, work.base) for one in work.experts.values()]
     for name, delta in METHODS[method](deltas, evidence, **PARAMS.get(method, {})).items():
         assert_close(merged.tensors[name], work.base[name] + delta)
+
+
+@pytest.mark.parametrize("method", NEEDY)
+def test_the_log_says_how_many_images_and_labels_were_looked_at(place: Path, method: str) -> None:
+    merged = merge(work_with(place, method, params=PARAMS.get(method, {})))
     labels = IMAGES if KINDS[METHODS[method].needs].labels else 0
     assert merged.log["evidence"] == {"images": IMAGES, "labels": labels}
 
 
-@pytest.mark.parametrize("method", NEEDY)
+@pytest.mark.parametrize("method", SHARED)
 def test_candidates_share_what_was_gathered(
     place: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,3 +119,13 @@ def test_a_recipe_without_data_is_refused(place: Path, method: str) -> None:
     )
     with pytest.raises(RecipeError, match=f"merge.method {method} looks at images, so it needs"):
         opened(recipe)
+
+
+def test_statistics_are_those_of_the_weights_given(place: Path) -> None:
+    work = work_with(place)
+    samples = work.unlabelled(IMAGES)
+    for weights in (work.base, work.experts[TASKS[0]].encoder):
+        found = statistics(work, weights, samples, "a test")
+        taps = work.features(weights, samples, "a test")  # after both of the two blocks
+        for mean, tap in zip(found.means, taps, strict=True):
+            assert_close(mean, tap.double().flatten(0, 1).mean(dim=0), rtol=1e-5, atol=1e-6)

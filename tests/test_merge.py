@@ -36,6 +36,7 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "della": {"density": 1.0, "epsilon": 0.0},
     "lines": {"alpha": 1.0, "beta": 0.0},
     "regmean": {"bias": "joint"},
+    "regmean_plusplus": {},
     "lot": {},
     "fisher": {},
     "fisher_labelled": {"normalise": False},
@@ -183,7 +184,7 @@ class TestEveryMethod:
 @pytest.mark.parametrize("name", IDENTITY)
 def test_a_single_expert_comes_back(name: str) -> None:
     merged = merge(METHODS[name], [delta(0)], **IDENTITY[name])
-    exact = name not in ("tsv_m", "regmean", "lot")  # which go through vectors, or solve
+    exact = name not in ("tsv_m", "regmean", "regmean_plusplus", "lot")  # vectors, or solutions
     for tensor_name, tensor in delta(0).items():
         tolerance = 0.0 if exact else 1e-6
         assert_close(merged[tensor_name], tensor, rtol=tolerance, atol=tolerance)
@@ -274,6 +275,7 @@ def test_nothing_to_choose_leaves_one_candidate() -> None:
         ("pcb", {"ratio": 0}, r"merge\.ratio is 0; it must be above 0 and at most 1"),
         ("lines", {"beta": "1"}, r"merge\.beta is '1'; it must be a number"),
         ("regmean", {"off_diagonal": 2}, r"merge\.off_diagonal is 2; .* at least 0 and at most 1"),
+        ("regmean_plusplus", {"bias": 1}, r"merge\.bias is 1; it must be one of: mean, joint"),
         ("regmean", {"bias": "base"}, r"merge\.bias is 'base'; .* one of: mean, joint"),
         ("lot", {"rcond": 0}, r"merge\.rcond is 0; it must be above 0 and below 1"),
         ("esm", {"alpha": 1, "power": -1}, r"merge\.power is -1; it must be at least 0"),

@@ -17,7 +17,7 @@ from simo_build.merge.elementwise import (
     task_arithmetic,
 )
 from simo_build.merge.information import fisher, fisher_labelled
-from simo_build.merge.inputs import lot, regmean
+from simo_build.merge.inputs import lot, regmean, regmean_plusplus
 from simo_build.merge.iterative import doge, wudi
 from simo_build.merge.layers import (
     balanced_alpha,
@@ -76,6 +76,7 @@ __all__ = [
     "number",
     "pcb",
     "regmean",
+    "regmean_plusplus",
     "rehearse",
     "scaled_by_layer",
     "task_arithmetic",

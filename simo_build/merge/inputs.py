@@ -1,23 +1,22 @@
 """Methods that look at what goes into every layer: closed forms from the inputs' second moments.
 
 The evidence is `grams` (`simo_build.moments`): for a matrix the mean of x x' over the tokens of
-unlabelled images, x being the inputs of its layer in that expert and a 1 at their end. Solved in
-float64. What has no Gram matrix (tokens, positions) takes the mean.
+unlabelled images, x being the inputs of its layer in that expert and a 1 at their end. Everything
+is merged when it is read, in float64. What has no Gram matrix (tokens, positions) takes the mean.
 
 Shapes: T tasks, M x N a matrix, A = N + 1 with the bias as the last column.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.parameters import number, one_of
-from simo_build.merge.reading import Delta, stacked
+from simo_build.merge.reading import Delta, Lazily, stacked
 from simo_build.merge.registry import Evidence, method
 from simo_build.merge.spectral import mean
-from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
 
 # A channel of which less than this share is its own, not told by other channels, is none of its
@@ -33,13 +32,38 @@ def regmean(
     alpha: ByLayer = 1.0,
     off_diagonal: float = 0.9,
     bias: str = "mean",
-) -> StateDict:
+) -> Delta:
     """Merge every matrix so that its outputs are nearest, in squares, to those of all experts.
 
     The sum over tasks of |(M - delta_t) x|^2 is smallest at M = (sum of delta_t G_t) (sum of
     G_t)^-1. Off-diagonal elements of the Gram matrices are scaled first, as the source does.
     Biases take the mean, as there, or are solved for too (`bias: joint`).
     """
+    return by_regression(deltas, evidence, alpha=alpha, off_diagonal=off_diagonal, bias=bias)
+
+
+@method(paper="https://arxiv.org/abs/2508.03121", needs="grams", heavy=True, walks=True)
+def regmean_plusplus(
+    deltas: Sequence[Delta],
+    evidence: Sequence[Evidence],
+    *,
+    alpha: ByLayer = 1.0,
+    off_diagonal: float = 0.9,
+    bias: str = "mean",
+) -> Delta:
+    """Merge as `regmean` does, block after block: each gets what the merged ones before it give."""
+    return by_regression(deltas, evidence, alpha=alpha, off_diagonal=off_diagonal, bias=bias)
+
+
+def by_regression(
+    deltas: Sequence[Delta],
+    evidence: Sequence[Evidence],
+    *,
+    alpha: ByLayer,
+    off_diagonal: float,
+    bias: str,
+) -> Delta:
+    """Merge by least squares on what the evidence says of the inputs."""
     scale = by_layer("alpha", alpha, deltas[0])
     share = number("off_diagonal", off_diagonal, least=0, most=1)
     joint = one_of("bias", bias, ("mean", "joint")) == "joint"
@@ -49,7 +73,7 @@ def regmean(
         return nearest(columns_TMN, torch.lerp(own_TNN, grams_TNN, share), name)
 
     merged = by_layer_inputs(deltas, evidence, joint=joint, matrix=matrix)
-    return {name: scale[name] * merged[name] for name in deltas[0]}
+    return Lazily(deltas[0], lambda name: scale[name] * merged[name])
 
 
 @method(paper="https://arxiv.org/abs/2505.23859", needs="grams", heavy=True)
@@ -59,7 +83,7 @@ def lot(
     *,
     alpha: ByLayer = 1.0,
     rcond: float = 1e-6,
-) -> StateDict:
+) -> Delta:
     """Give every layer the delta whose outputs drift least, in squares, from all experts' outputs.
 
     A matrix is (sum of delta_t G_t) (sum of G_t)^+, where the pseudoinverse leaves out what is at
@@ -73,7 +97,7 @@ def lot(
         return drifting_least(columns_TMN, grams_TNN, rcond=least)
 
     merged = by_layer_inputs(deltas, evidence, joint=False, matrix=matrix, channels=by_size)
-    return {name: scale[name] * merged[name] for name in deltas[0]}
+    return Lazily(deltas[0], lambda name: scale[name] * merged[name])
 
 
 def drifting_least(columns_TMN: Tensor, grams_TNN: Tensor, *, rcond: float) -> Tensor:
@@ -99,46 +123,49 @@ def by_layer_inputs(
     joint: bool,
     matrix: Callable[[str, Tensor, Tensor], Tensor],
     channels: Callable[[Tensor, Tensor], Tensor] = lambda stack_TN, _: mean(stack_TN),
-) -> StateDict:
+) -> Delta:
     """Merge what has Gram matrices with a function, (T, M, N) and (T, N, N) to (M, N).
 
     If joint, N counts one more: the bias is the last column. `channels` merges what multiplies
     every channel by itself, (T, N) and mean squares (T, N) to (N,). The rest takes the mean.
     """
-    biases = biases_of(deltas[0], evidence[0]) if joint else {}
-    merged: StateDict = {}
-    for name in deltas[0]:
-        if name in biases.values():
-            continue  # it comes with its weight
+
+    def layer(name: str) -> Tensor:
+        stack, bias = stacked(deltas, name), partner(name, "weight", "bias", deltas[0])
+        grams_TNN = torch.stack([one[name].double() for one in evidence])
+        columns_TMN = stack.flatten(2).double()
+        if not joint or bias is None:
+            return matrix(name, columns_TMN, grams_TNN[:, :-1, :-1])
+        bias_TM1 = stacked(deltas, bias).double().unsqueeze(2)
+        return matrix(name, torch.cat((columns_TMN, bias_TM1), dim=2), grams_TNN)
+
+    def merged(name: str) -> Tensor:
         stack = stacked(deltas, name)
+        weight = partner(name, "bias", "weight", evidence[0])
+        if joint and weight is not None:
+            return layer(weight)[:, -1].float()
         seen = [one[name].double() for one in evidence if name in one]
         if not seen:
-            merged[name] = mean(stack).float()
-        elif not has_gram(evidence[0], name):
-            merged[name] = channels(stack, torch.stack(seen)).float()
-        elif name not in biases:
-            grams_TNN = torch.stack(seen)[:, :-1, :-1]
-            merged[name] = matrix(name, stack.flatten(2).double(), grams_TNN).float()
-        else:
-            bias_TM1 = stacked(deltas, biases[name]).unsqueeze(2)
-            columns_TMN = torch.cat((stack.flatten(2), bias_TM1), dim=2).double()
-            found_MN = matrix(name, columns_TMN, torch.stack(seen)).float()
-            merged[biases[name]] = found_MN[:, -1].clone()
-            merged[name] = found_MN[:, :-1]
-        merged[name] = merged[name].reshape(stack.shape[1:])
-    return merged
+            return mean(stack).float()
+        if seen[0].dim() == 1:
+            return channels(stack, torch.stack(seen)).float()
+        width = stack[0].flatten(1).shape[1]
+        return layer(name)[:, :width].float().reshape(stack.shape[1:])
+
+    return Lazily(deltas[0], merged)
+
+
+def partner(name: str, ending: str, other: str, there: Delta) -> str | None:
+    """Find the bias of a weight, or the weight of a bias, if it is a matrix and is there."""
+    found = f"{name.removesuffix(ending)}{other}"
+    if not name.endswith(f".{ending}") or found not in there:
+        return None
+    return found if other == "bias" or has_gram(there, found) else None
 
 
 def has_gram(evidence: Evidence, name: str) -> bool:
     """Tell a matrix with a Gram matrix from all else; scales have a vector."""
     return name in evidence and evidence[name].dim() == 2
-
-
-def biases_of(names: Iterable[str], evidence: Evidence) -> dict[str, str]:
-    """Find the bias of every matrix that has one."""
-    there = set(names)
-    pairs = {n: f"{n.removesuffix('weight')}bias" for n in there if n.endswith(".weight")}
-    return {n: b for n, b in pairs.items() if b in there and has_gram(evidence, n)}
 
 
 def nearest(columns_TMN: Tensor, grams_TNN: Tensor, name: str) -> Tensor:

@@ -26,7 +26,8 @@ class MergeMethod:
 
     A method gets the deltas in an order of their own (`reading.ordered`), so that nothing it does
     depends on the order in which a recipe names its tasks. A method that needs evidence gets that
-    of every task beside them, in the same order.
+    of every task beside them, in the same order. One that walks must give a delta that is computed
+    when it is read, and look at evidence only then: that of a block is there when its turn comes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class MergeMethod:
     needs: str = ""
     heavy: bool = False  # whether a GPU saves more time than bringing the deltas there takes
     elementwise: bool = False  # whether every weight is merged by itself, when it is read
+    walks: bool = False  # whether its evidence is that of merged blocks (`simo_build.walk`)
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse parameters that the method does not have, and miss none that it needs."""
@@ -65,7 +67,7 @@ class MergeMethod:
         self.check(list(params))
         if (evidence is None) == bool(self.needs):
             raise ValueError(f"{self.name} needs {self.needs or 'no'} evidence")
-        order = ordering(deltas, evidence)
+        order = ordering(deltas, None if self.walks else evidence)
         given = [[deltas[i] for i in order]]
         if evidence is not None:
             given.append([evidence[i] for i in order])
@@ -80,14 +82,20 @@ Function = TypeVar("Function", bound=Callable[..., Delta])
 
 
 def method(
-    *, paper: str, needs: str = "", heavy: bool = False, elementwise: bool = False
+    *,
+    paper: str,
+    needs: str = "",
+    heavy: bool = False,
+    elementwise: bool = False,
+    walks: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as the merging method of its own name."""
     assert needs in EVIDENCE
+    assert needs or not walks
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METHODS[name] = MergeMethod(name, function, paper, needs, heavy, elementwise)
+        METHODS[name] = MergeMethod(name, function, paper, needs, heavy, elementwise, walks)
         return function
 
     return register
