@@ -136,7 +136,7 @@ def layer_of(name: str) -> str:
     return "after" if AFTER.search(name) else "before"
 
 
-@learned(paper="https://arxiv.org/abs/2310.02575", loss="outputs")
+@learned(paper="https://arxiv.org/abs/2310.02575", loss="outputs", lr=3e-2)
 def adamerging(
     deltas: Sequence[Delta],
     *,
