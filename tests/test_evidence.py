@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from simo_build.cli import merge_command
 from simo_build.evidence import KINDS, Gathered, statistics
 from simo_build.merge import METHODS
 from simo_build.merge.registry import EVIDENCE
@@ -129,3 +132,14 @@ def test_statistics_are_those_of_the_weights_given(place: Path) -> None:
         taps = work.features(weights, samples, "a test")  # after both of the two blocks
         for mean, tap in zip(found.means, taps, strict=True):
             assert_close(mean, tap.double().flatten(0, 1).mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher", "regmean_plusplus"])
+def test_simo_merge_writes_what_a_build_merges(place: Path, tmp_path: Path, method: str) -> None:
+    work, out = work_with(place, method), tmp_path / "merged.safetensors"
+    told = CliRunner().invoke(merge_command, ["--recipe", str(place / "tiny.yaml"), "-o", str(out)])
+    assert told.exit_code == 0, told.output
+    expected = merge(work).tensors
+    assert load_file(out).keys() == {f"encoder.{name}" for name in expected}
+    for name, tensor in load_file(out).items():
+        assert torch.equal(tensor, expected[name.removeprefix("encoder.")])
