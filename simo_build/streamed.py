@@ -32,6 +32,7 @@ from simo_build.checkpoints import (
 from simo_build.devices import device
 from simo_build.loading import LoadedRecipe
 from simo_build.merge import METHODS, Delta, MergeMethod, Moved, by_weight, combined, rehearse
+from simo_build.merge.reading import Cuttable
 from simo_build.statedict import StateDict, misfits, part, state_hash
 from simo_build.writing import TensorsFile
 from simo_runtime.errors import CheckpointError, listing
@@ -138,7 +139,21 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Difference(Mapping[str, Tensor]):
+class Ends:
+    """The weights of one tensor of a delta, laid end to end; a part is computed when it is read."""
+
+    tuned: Tensor
+    base: Tensor
+
+    def numel(self) -> int:
+        return self.base.numel()
+
+    def __getitem__(self, place: slice) -> Tensor:
+        return self.tuned[place] - self.base[place]
+
+
+@dataclass(frozen=True)
+class Difference(Cuttable):
     """A delta that is computed when it is read: tuned - base, of a piece."""
 
     tuned: StateDict
@@ -147,6 +162,9 @@ class Difference(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.piece.of(self.tuned[name]) - self.piece.of(self.base[name])
+
+    def vector(self, name: str) -> Ends:
+        return Ends(self.tuned[name].reshape(-1), self.base[name].reshape(-1))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)

@@ -45,6 +45,7 @@ def combined(
 
 def by_weight(method: MergeMethod, params: Mapping[str, Any]) -> bool:
     """Whether every weight is merged by itself, so that deltas may be pieces of tensors."""
-    _, lines = apart(params)
+    own, lines = apart(params)
     balanced = bool(lines) and lines.get("alpha", "balanced") == "balanced"  # that needs all norms
-    return method.elementwise and not balanced
+    told = method.elementwise
+    return not balanced and (told(**own) if callable(told) else told)

@@ -4,6 +4,7 @@ Shapes: T tasks, d weights of a task, n weights of one tensor, ... the shape of 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,16 +12,20 @@ from torch import Tensor
 from simo_build.merge.depth import ByLayer, by_layer
 from simo_build.merge.elementwise import sparse
 from simo_build.merge.parameters import number, one_of, whole
-from simo_build.merge.reading import Delta, each, flat, stacked, uniform
+from simo_build.merge.reading import Delta, Lazily, each, flat, pieces, stacked, uniform
 from simo_build.merge.registry import method
 from simo_build.merge.selection import order_statistics
-from simo_build.statedict import StateDict
 from simo_runtime.errors import RecipeError
 
 TAIL = 1e-4  # the share of weights at either end whose magnitude PCB clamps
 
 
-@method(paper="https://arxiv.org/abs/2306.01708")
+def _over_the_vector(*, trim: str = "vector", **_: object) -> bool:
+    """Whether `ties` looks at every weight by itself once the bounds are known."""
+    return trim == "vector"
+
+
+@method(paper="https://arxiv.org/abs/2306.01708", elementwise=_over_the_vector)
 def ties(
     deltas: Sequence[Delta],
     *,
@@ -29,7 +34,7 @@ def ties(
     trim: str = "vector",
     zero_sum: str = "majority",
     merge: str = "mean",
-) -> StateDict:
+) -> Delta:
     """Trim each delta, elect one sign per weight, take the mean of the deltas that agree, scale.
 
     Trimming keeps the round(density * d) weights of largest magnitude, at least one, and those
@@ -47,36 +52,43 @@ def ties(
         )
     share = by_layer("density", density, deltas[0], above=0, most=1)
     bounds_T = whole_vector_bounds(deltas, share) if trim == "vector" else None
-    merged: StateDict = {}
-    votes, undecided = 0.0, []
-    for name in deltas[0]:
-        kept = trimmed(deltas, name, bounds_T, share[name])
+
+    @cache
+    def default() -> float:
+        """Give the sign of weights whose sum is zero; most merges have none, and never ask."""
+        return 1.0 if zero_sum == "positive" else majority(deltas, bounds_T, share)
+
+    def merged(name: str) -> Tensor:
+        kept = trimmed(stacked(deltas, name), bounds_T, share[name])
         sign = elected(kept)
-        votes += float(sign.sum())
-        merged[name] = scale[name] * agreeing(kept, sign, merge=merge)
         if bool(((sign == 0) & (kept != 0).any(dim=0)).any()):
-            undecided.append(name)
-    default = 1.0 if zero_sum == "positive" or votes > 0 else -1.0 if votes < 0 else 0.0
-    for name in undecided:
-        kept = trimmed(deltas, name, bounds_T, share[name])
-        sign = elected(kept)
-        merged[name] = scale[name] * agreeing(kept, sign.where(sign != 0, default), merge=merge)
-    return merged
+            sign = sign.where(sign != 0, default())
+        return scale[name] * agreeing(kept, sign, merge=merge)
+
+    return Lazily(deltas[0], merged)
 
 
 def whole_vector_bounds(deltas: Sequence[Delta], share: Mapping[str, float]) -> Tensor:
     """Find the smallest magnitude that each task keeps, over its whole vector of equal shares."""
     density = next(iter(share.values()))
     bounds_1T = order_statistics(
-        lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
+        lambda: (piece.abs() for name in deltas[0] for piece in pieces(deltas, name)),
         lambda size: [size - kept_of(size, density)],
     )
     return bounds_1T[0]
 
 
-def trimmed(deltas: Sequence[Delta], name: str, bounds_T: Tensor | None, density: float) -> Tensor:
-    """Read one tensor of every task, with zeros for what is below the bound."""
-    stack = stacked(deltas, name)
+def majority(deltas: Sequence[Delta], bounds_T: Tensor | None, share: Mapping[str, float]) -> float:
+    """Give the sign that was elected for more weights than the other, or 0."""
+    votes = 0.0
+    for name in deltas[0]:
+        parts = [stacked(deltas, name)] if bounds_T is None else pieces(deltas, name)
+        votes += sum(float(elected(trimmed(cut, bounds_T, share[name])).sum()) for cut in parts)
+    return 1.0 if votes > 0 else -1.0 if votes < 0 else 0.0
+
+
+def trimmed(stack: Tensor, bounds_T: Tensor | None, density: float) -> Tensor:
+    """Zero what is below each task's bound, or below that of the tensor's own ranks."""
     if bounds_T is None:
         values_Tn = flat(stack).abs()
         size = values_Tn.shape[1]
@@ -113,7 +125,7 @@ def dare_ties(
     alpha: ByLayer = 1.0,
     merge: str = "mean",
     seed: float = 0,
-) -> StateDict:
+) -> Delta:
     """Drop and rescale as `dare` does, then elect signs and take those that agree, as `ties` does.
 
     Nothing is trimmed. Where the sum over tasks is zero, nothing is elected.
@@ -122,13 +134,13 @@ def dare_ties(
     rate = by_layer("drop", drop, deltas[0], least=0, below=1)
     salt = whole("seed", seed, least=0)
     one_of("merge", merge, ("mean", "sum"))
-    merged: StateDict = {}
-    for name in deltas[0]:
-        stack = torch.stack(
-            [sparse(d[name].float(), rate[name], seed=salt, name=name) for d in deltas]
-        )
-        merged[name] = scale[name] * agreeing(stack, elected(stack), merge=merge)
-    return merged
+
+    def merged(name: str) -> Tensor:
+        kept = [sparse(d[name].float(), rate[name], seed=salt, name=name) for d in deltas]
+        stack = torch.stack(kept)
+        return scale[name] * agreeing(stack, elected(stack), merge=merge)
+
+    return Lazily(deltas[0], merged)
 
 
 @method(paper="https://arxiv.org/abs/2406.11617")
@@ -139,7 +151,7 @@ def della(
     epsilon: ByLayer = 0.05,
     alpha: ByLayer = 1.0,
     seed: float = 0,
-) -> StateDict:
+) -> Delta:
     """Drop weights at random, small ones more often; rescale; elect signs; average; scale.
 
     The probability to stay runs, by the rank of the magnitude in its row, from density - epsilon
@@ -156,14 +168,14 @@ def della(
                 f"merge.epsilon is {spread[name]}; with density {middle[name]}, density - epsilon "
                 "must be above 0 and density + epsilon at most 1"
             )
-    merged: StateDict = {}
-    for name in deltas[0]:
+
+    def merged(name: str) -> Tensor:
         low, high = middle[name] - spread[name], middle[name] + spread[name]
-        stack = torch.stack(
-            [pruned(d[name].float(), low, high, seed=salt, name=name) for d in deltas]
-        )
-        merged[name] = scale[name] * agreeing(stack, elected(stack), merge="mean")
-    return merged
+        kept = [pruned(d[name].float(), low, high, seed=salt, name=name) for d in deltas]
+        stack = torch.stack(kept)
+        return scale[name] * agreeing(stack, elected(stack), merge="mean")
+
+    return Lazily(deltas[0], merged)
 
 
 def pruned(tensor: Tensor, low: float, high: float, *, seed: int, name: str) -> Tensor:
@@ -182,8 +194,8 @@ def relative_rank(tensor: Tensor) -> Tensor:
     return share.reshape(tensor.shape)
 
 
-@method(paper="https://arxiv.org/abs/2410.02396")
-def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: ByLayer = 1.2) -> StateDict:
+@method(paper="https://arxiv.org/abs/2410.02396", elementwise=True)
+def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: ByLayer = 1.2) -> Delta:
     """Weigh every weight by its balance: its size in its task times its agreement with the sum.
 
     balance = exp(T * unit(|delta|)^2) * tanh(delta * sum); the top `ratio` of each task's balances,
@@ -192,27 +204,28 @@ def pcb(deltas: Sequence[Delta], *, ratio: float = 0.1, alpha: ByLayer = 1.2) ->
     """
     share, scale = number("ratio", ratio, above=0, most=1), by_layer("alpha", alpha, deltas[0])
     ends_2T = order_statistics(
-        lambda: (flat(stacked(deltas, name)).abs() for name in deltas[0]),
+        lambda: (piece.abs() for name in deltas[0] for piece in pieces(deltas, name)),
         lambda size: [int(size * TAIL), int(size * (1 - TAIL) - 1)],
     )
 
     def balances() -> Iterator[Tensor]:
         for name in deltas[0]:
-            stack = stacked(deltas, name)
-            yield flat(balance(stack, clamped(stack, ends_2T), ends_2T))
+            for stack in pieces(deltas, name):
+                yield balance(stack, clamped(stack, ends_2T), ends_2T)
 
     top_2T = order_statistics(
         balances, lambda size: [min(int(size * (1 - share)), size - 1), size - 1]
     )
-    merged: StateDict = {}
-    for name in deltas[0]:
+
+    def merged(name: str) -> Tensor:
         stack = stacked(deltas, name)
         values = clamped(stack, ends_2T)
         weight = unit(balance(stack, values, ends_2T), top_2T).clamp(0, 1)
         weighed = (values * weight).sum(dim=0, dtype=torch.float64)
         mean = weighed / weight.sum(dim=0, dtype=torch.float64).clamp(min=1e-12)
-        merged[name] = scale[name] * mean.float()
-    return merged
+        return scale[name] * mean.float()
+
+    return Lazily(deltas[0], merged)
 
 
 def clamped(stack: Tensor, ends_2T: Tensor) -> Tensor:

@@ -7,13 +7,16 @@ Shapes: T tasks, ... the shape of one tensor.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Delta = Mapping[str, Tensor]
+PASS_PIECE = 1 << 18  # weights that a pass over whole vectors reads at once, of each task
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,32 @@ class Lazily(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class Vector(Protocol):
+    """The weights of a tensor, laid end to end, of which a part can be read without the rest."""
+
+    def numel(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> Tensor: ...
+
+
+class Cuttable(Mapping[str, Tensor], ABC):
+    """A delta whose tensors are computed when they are read, and can be read in part."""
+
+    @abstractmethod
+    def vector(self, name: str) -> Vector:
+        """Give a tensor's weights; nothing is computed before a part of them is read."""
+
+
+def pieces(deltas: Sequence[Delta], name: str) -> Iterator[Tensor]:
+    """Read one tensor of every task in float32, as (T, n) pieces that fit into a cache."""
+    vectors: list[Vector] = [
+        one.vector(name) if isinstance(one, Cuttable) else one[name].reshape(-1) for one in deltas
+    ]
+    for start in range(0, vectors[0].numel(), PASS_PIECE):
+        place = slice(start, start + PASS_PIECE)
+        yield torch.stack([vector[place].float() for vector in vectors])
 
 
 def stacked(deltas: Sequence[Delta], name: str) -> Tensor:

@@ -35,7 +35,8 @@ class MergeMethod:
     paper: str
     needs: str = ""
     heavy: bool = False  # whether a GPU saves more time than bringing the deltas there takes
-    elementwise: bool = False  # whether every weight is merged by itself, when it is read
+    # Whether every weight is merged by itself, when it is read; it may depend on the parameters.
+    elementwise: bool | Callable[..., bool] = False
     walks: bool = False  # whether its evidence is that of merged blocks (`simo_build.walk`)
 
     def check(self, names: Sequence[str]) -> None:
@@ -86,7 +87,7 @@ def method(
     paper: str,
     needs: str = "",
     heavy: bool = False,
-    elementwise: bool = False,
+    elementwise: bool | Callable[..., bool] = False,
     walks: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as the merging method of its own name."""
