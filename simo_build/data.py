@@ -5,10 +5,13 @@ The `folder` format, RGB and truth aligned pixel by pixel, file names shared by 
     meta.json      {"splits": {"train": [3, 4, ...], ...}, and tables such as "to13": [11, 4, ...]}
     rgb/NNNN.jpg   or .png, uint8 RGB
     <folder>/NNNN.png, by the kind of the task
-        segmentation   uint8 class index, 255 = ignore
-        depth          uint16 millimetres, 0 = invalid
-        normals        uint8 RGB e, n = e / 127.5 - 1, (0, 0, 0) = invalid;
-                       x right, y down, z forward
+        segmentation, parts   uint8 class index, 255 = ignore
+        depth, log_depth      uint16 millimetres, 0 = invalid
+        disparity             uint16, 65535 = 1, 0 = invalid
+        normals               uint8 RGB e, n = e / 127.5 - 1, (0, 0, 0) = invalid;
+                              x right, y down, z forward
+        edges, keypoints      uint8 or uint16, from 0 = -1 to the highest value = 1
+        autoencoding          no file, the image itself
 """
 
 import json
@@ -24,11 +27,13 @@ from numpy.typing import NDArray
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Progress
-from simo_build.recipe import TaskPart
+from simo_build.recipe import UNTARGETED, TaskPart
 from simo_runtime.errors import DataError, unknown
 from simo_runtime.image import read_image
 from simo_runtime.metrics import IGNORE, unit
 from simo_runtime.placement import Placement
+from simo_runtime.scales import log_depth
+from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
 
@@ -132,10 +137,34 @@ def _normals(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Arr
     return normals
 
 
+def _log_depth(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    metres = _depth(data, path, raw, task)
+    return np.where(metres > 0, log_depth(metres), np.float32(np.nan))
+
+
+def _disparity(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    if raw.dtype != np.uint16 or raw.ndim != 2:
+        raise DataError(f"{path}: {raw.dtype} {raw.shape}; disparity is uint16 (height, width)")
+    return np.asarray(raw.astype(np.float32) / 65535.0)
+
+
+def _strength(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:
+    if raw.dtype not in (np.uint8, np.uint16) or raw.ndim != 2:
+        raise DataError(
+            f"{path}: {raw.dtype} {raw.shape}; {task.kind} are uint8 or uint16 (height, width)"
+        )
+    return np.asarray(raw.astype(np.float32) * (2.0 / np.iinfo(raw.dtype).max) - 1.0)
+
+
 DECODERS: dict[str, Callable[[FolderDataset, Path, Array, TaskPart], Array]] = {
     "segmentation": _labels,
+    "parts": _labels,
     "depth": _depth,
+    "log_depth": _log_depth,
+    "disparity": _disparity,
     "normals": _normals,
+    "edges": _strength,
+    "keypoints": _strength,
 }
 DATASETS: dict[str, Callable[[Path], Dataset]] = {"folder": FolderDataset}
 
@@ -145,7 +174,8 @@ class Samples:
     """A split in memory, at the network's size H x W.
 
     `images` is uint8 (n, H, W, 3) RGB. Truths are uint8 (n, H, W) classes, float32 (n, H, W)
-    metres, and float16 (n, H, W, 3) normals (half the memory, and 0.03 degrees at most).
+    values, and float16 (n, H, W, 3) normals and colours (half the memory, and 0.03 degrees or a
+    thirtieth of a grey level at most). A pixel without truth has the `empty` of its kind.
     """
 
     images: NDArray[np.uint8]
@@ -196,7 +226,7 @@ def load_split(
         place = Placement(image.shape[:2], recipe.image.size, recipe.image.fit)
         images.append(place.apply(image, fill=fill_colour(recipe.image.mean)))
         for task, part in parts.items():
-            truth = dataset.truth(name, part)
+            truth = itself(image) if part.kind in UNTARGETED else dataset.truth(name, part)
             if truth.shape[:2] != image.shape[:2]:
                 raise DataError(
                     f"{name}: {task} is {truth.shape[:2]}, its image is {image.shape[:2]}"
@@ -211,12 +241,21 @@ def fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def itself(image_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Give an image as the truth of autoencoding: colours of -1 to 1."""
+    return np.asarray(image_HW3 / 127.5 - 1.0, np.float32)
+
+
 def fit_truth(truth: Array, place: Placement, kind: str) -> Array:
-    """Bring a truth to the network's size by nearest neighbour; bars are invalid."""
+    """Bring a truth to the network's size by nearest neighbour, the image itself as images are.
+
+    Bars have no truth.
+    """
     top, left, high, wide = place.inner
-    empty = IGNORE if kind == "segmentation" else 0
-    dtype = {"segmentation": np.uint8, "normals": np.float16}.get(kind, np.float32)
-    canvas = np.full((*place.target, *truth.shape[2:]), empty, dtype)
-    resized = cv2.resize(truth, (wide, high), interpolation=cv2.INTER_NEAREST_EXACT)
+    channels = kind_named(kind).channels
+    dtype = np.uint8 if channels is None else np.float16 if channels == 3 else np.float32
+    canvas = np.full((*place.target, *truth.shape[2:]), kind_named(kind).empty, dtype)
+    method = place.interpolation if kind in UNTARGETED else cv2.INTER_NEAREST_EXACT
+    resized = cv2.resize(truth, (wide, high), interpolation=method)
     canvas[top : top + high, left : left + wide] = resized
     return canvas

@@ -40,8 +40,8 @@ class Head(nn.Module, ABC):
 class LinearHead(Head):
     """The paper's linear head: one linear layer on [patch, CLS] of every tap, upsampled.
 
-    Segmentation and normals start with a BatchNorm. Depth has none; it upsamples four times, takes
-    the positive part and upsamples again. The paper upsamples the features and then projects;
+    All but depth and disparity start with a BatchNorm; those two upsample four times, take the
+    positive part and upsample again. The paper upsamples the features and then projects;
     projecting first is the same map (bilinear weights sum to one) at a fraction of the cost.
     """
 
@@ -54,8 +54,7 @@ class LinearHead(Head):
         self.norm = nn.BatchNorm1d(channels) if self.kind.normalised else nn.Identity()
         self.project = nn.Linear(channels, spec.channels)
         nn.init.normal_(self.project.weight, std=0.01)
-        # A positive map starts at one unit (a metre), so that no ReLU starts dead.
-        nn.init.constant_(self.project.bias, 1.0 if self.kind.positive else 0.0)
+        nn.init.constant_(self.project.bias, self.kind.start)
 
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
         h, w = self.shape.geometry.grid

@@ -2,13 +2,15 @@
 
 Shapes: B images, K channels, H x W pixels.  A head's raw output is (B, K, H, W).  `finish` is what
 the exported graph ends with, so that predictions leave it ready to use:
-    segmentation   uint8 (B, H, W)      class indices
-    depth          float32 (B, H, W)    metres
-    normals        float32 (B, 3, H, W) unit vectors
+    segmentation, parts           uint8 (B, H, W)       class indices
+    depth, log_depth, disparity,
+    edges, keypoints              float32 (B, H, W)     values
+    normals                       float32 (B, 3, H, W)  unit vectors
+    autoencoding                  float32 (B, 3, H, W)  colours
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ class TorchKind:
     positive: bool = False  # whether the head ends with a ReLU
     normalised: bool = True  # whether a linear head starts with a BatchNorm
     upsample: int = 1  # how far a linear head upsamples before its ReLU
+    start: float = 0.0  # what a linear head says at first; over 0 if positive, or the ReLU is dead
 
 
 def cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
@@ -47,9 +50,21 @@ def cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
 
 
 def absolute_error(raw_B1HW: Tensor, truth_BHW: Tensor) -> Tensor:
-    """Mean absolute error over the pixels whose truth is valid, in metres; 0 if none is."""
+    """Mean absolute error over the pixels whose truth is over 0; 0 if none is."""
     valid_BHW = truth_BHW > 0
     error_BHW = (raw_B1HW[:, 0] - truth_BHW).abs() * valid_BHW
+    return error_BHW.sum() / valid_BHW.sum().clamp(min=1)
+
+
+def known_error(raw_BKHW: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error over the pixels whose truth, (B, H, W) or (B, H, W, K), is a number.
+
+    It is 0 if none is.
+    """
+    truth_BKHW = (truth.unsqueeze(-1) if truth.ndim == 3 else truth).permute(0, 3, 1, 2).float()
+    valid_BHW = truth_BKHW.isfinite().all(dim=1)
+    wanted_BKHW = torch.where(valid_BHW.unsqueeze(1), truth_BKHW, 0.0)  # NaN times 0 is NaN
+    error_BHW = (raw_BKHW - wanted_BKHW).abs().mean(dim=1) * valid_BHW
     return error_BHW.sum() / valid_BHW.sum().clamp(min=1)
 
 
@@ -75,28 +90,43 @@ def single_channel(raw_B1HW: Tensor) -> Tensor:
     return raw_B1HW[:, 0]
 
 
+def as_it_is(raw_BKHW: Tensor) -> Tensor:
+    """Leave a map unchanged."""
+    return raw_BKHW
+
+
 def unit_vectors(raw_B3HW: Tensor) -> Tensor:
     """Scale every vector to length 1."""
     length_B1HW = raw_B3HW.square().sum(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)
     return raw_B3HW / length_B1HW
 
 
+CLASS_MAP = TorchKind(loss=cross_entropy, finish=most_likely, teaching=CLASSES, sampling=OF_CLASSES)
+STRENGTH_MAP = TorchKind(
+    loss=known_error, finish=single_channel, teaching=VALUES, sampling=OF_VALUES
+)
+DEPTH_MAP = TorchKind(
+    loss=absolute_error,
+    finish=single_channel,
+    teaching=VALUES,
+    sampling=OF_VALUES,
+    positive=True,
+    normalised=False,
+    upsample=4,
+    start=1.0,  # a metre
+)
 TORCH_KINDS = {
-    "segmentation": TorchKind(
-        loss=cross_entropy, finish=most_likely, teaching=CLASSES, sampling=OF_CLASSES
-    ),
-    "depth": TorchKind(
-        loss=absolute_error,
-        finish=single_channel,
-        teaching=VALUES,
-        sampling=OF_VALUES,
-        positive=True,
-        normalised=False,
-        upsample=4,
-    ),
+    "segmentation": CLASS_MAP,
+    "parts": CLASS_MAP,
+    "depth": DEPTH_MAP,
+    "log_depth": replace(DEPTH_MAP, loss=known_error, start=0.5),  # half a metre
+    "disparity": replace(DEPTH_MAP, start=0.1),
     "normals": TorchKind(
         loss=one_minus_cosine, finish=unit_vectors, teaching=VECTORS, sampling=OF_VECTORS
     ),
+    "edges": STRENGTH_MAP,
+    "keypoints": STRENGTH_MAP,
+    "autoencoding": replace(STRENGTH_MAP, finish=as_it_is),
 }
 
 

@@ -24,6 +24,9 @@ RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
 
+# Kinds whose truth is the image itself, so that no file holds it.
+UNTARGETED = frozenset({"autoencoding"})
+
 Triple = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -111,6 +114,8 @@ class TaskPart(Part):
             raise ValueError(f"kind {self.kind} needs `labels`, 2 to 255 class names")
         if kind.channels is not None and self.labels:
             raise ValueError(f"kind {self.kind} has no classes, so `labels` has no meaning")
+        if self.kind in UNTARGETED and self.target is not None:
+            raise ValueError(f"the truth of kind {self.kind} is the image; `target` has no meaning")
         if self.metric:
             _checked(metric_named, self.metric)
         if self.metric not in ("", *kind.metrics):
@@ -281,7 +286,11 @@ class Recipe(Part):
         if self.data is None and (self.realign or self.merge.choose):
             raise ValueError("`realign` and `merge.choose` need `data`")
         if self.data is not None:
-            blind = [name for name, task in self.tasks.items() if task.target is None]
+            blind = [
+                name
+                for name, task in self.tasks.items()
+                if task.target is None and task.kind not in UNTARGETED
+            ]
             if blind:
                 raise ValueError(f"tasks.{blind[0]}: `target` says where its truth lies in `data`")
         return self

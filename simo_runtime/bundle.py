@@ -10,7 +10,8 @@ same bytes: there are no dates and no machine names in it.
 
 Graphs.  encoder: `image` uint8 (B, H, W, 3) RGB  ->  one tensor a tap, `tap3` float32
 (B, tokens, width), CLS first.  head: the taps  ->  one tensor named as the task:
-segmentation uint8 (B, H, W), depth float32 (B, H, W) in metres, normals float32 (B, 3, H, W).
+classes uint8 (B, H, W), depth and other values float32 (B, H, W), normals and colours float32
+(B, 3, H, W).
 """
 
 import hashlib

@@ -36,7 +36,7 @@ BUNDLES = Path("bundles")
     type=click.Choice(["npy", "png"]),
     default="npy",
     show_default=True,
-    help="Form of the raw values; png is 8-bit classes, 16-bit millimetres, 8-bit normals.",
+    help="Form of the raw values; png is 8-bit classes, 16-bit millimetres, 8-bit normals, ...",
 )
 def main(
     images: tuple[Path, ...], bundle: Path | None, tasks: str | None, out: Path, raw: str
@@ -44,7 +44,8 @@ def main(
     """Predict every task for IMAGES with one pass through the shared encoder.
 
     Writes <image>.<task>.npy (classes uint8; depth float32 in metres; normals float32 unit vectors,
-    x right, y down, z forward) and <image>.<task>.jpg, a coloured picture, for each task.
+    x right, y down, z forward; other kinds float32) and <image>.<task>.jpg, a coloured picture,
+    for each task.
     """
     try:
         failed = run(images, bundle or only_bundle(), tasks=tasks, out=out, raw=raw)

@@ -38,13 +38,38 @@ def colour_depth(depth_HW: NDArray[Any]) -> Pixels:
 
     Pixels that are not finite are black.
     """
-    known_HW = np.isfinite(depth_HW)
-    finite = depth_HW[known_HW]
+    share_HW, known_HW = _share_of_range(depth_HW)
+    return _colour_shares(1.0 - share_HW, known_HW)
+
+
+def colour_disparity(disparity_HW: NDArray[Any]) -> Pixels:
+    """Colour a disparity map as its depth would be: near is bright."""
+    return _colour_shares(*_share_of_range(disparity_HW))
+
+
+def colour_strength(strength_HW: NDArray[Any]) -> Pixels:
+    """Colour how strong something is: bright is strong, over its own 1 to 99 percent range."""
+    return _colour_shares(*_share_of_range(strength_HW))
+
+
+def _share_of_range(values_HW: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Place values between their 1st and 99th percentile, 0 to 1, and say which are finite."""
+    known_HW = np.isfinite(values_HW)
+    finite = values_HW[known_HW]
     low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
     span = max(float(high - low), 1e-6)
-    near_HW = 1.0 - (np.clip(np.where(known_HW, depth_HW, low), low, high) - low) / span
-    bgr = cv2.applyColorMap((near_HW * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return (np.clip(np.where(known_HW, values_HW, low), low, high) - low) / span, known_HW
+
+
+def _colour_shares(share_HW: NDArray[Any], known_HW: NDArray[np.bool_]) -> Pixels:
+    bgr = cv2.applyColorMap((share_HW * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return np.where(known_HW[..., None], bgr[..., ::-1], 0).astype(np.uint8)
+
+
+def colour_picture(picture_HW3: NDArray[Any]) -> Pixels:
+    """Show colours of -1 to 1 as they are; what is no number is black."""
+    known = np.nan_to_num(picture_HW3, nan=-1.0)
+    return np.asarray(np.clip((known + 1.0) * 127.5 + 0.5, 0, 255), np.uint8)
 
 
 def colour_normals(normals_HW3: NDArray[Any]) -> Pixels:

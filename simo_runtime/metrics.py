@@ -70,6 +70,45 @@ class AbsoluteError:
         return self.total / self.count if self.count else float("nan")
 
 
+class KnownError:
+    """Mean absolute error over the pixels whose truth is a number, averaged over the channels.
+
+    `predicted` and `truth` are (B, H, W) or (B, H, W, C); a truth with NaN in it is invalid.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, predicted: Array, truth: Array) -> None:
+        finite = np.isfinite(truth)
+        known = np.all(finite, axis=-1) if truth.ndim == 4 else finite
+        error = np.abs(predicted[known].astype(np.float64) - truth[known])
+        self.total += float(error.sum())
+        self.count += error.size
+
+    def result(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+class ComponentError:
+    """Mean absolute error of the components of normals over the valid pixels.
+
+    Both are normalised first, as for `MeanAngle`; a truth of (0, 0, 0) is invalid.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, predicted: Array, truth: Array) -> None:
+        valid = np.any(truth != 0, axis=-1)
+        error = np.abs(unit(predicted[valid]) - unit(truth[valid]))
+        self.total += float(error.sum())
+        self.count += error.size
+
+    def result(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
 class MeanAngle:
     """Mean angle between predicted and true normals over the valid pixels, in degrees.
 
@@ -122,7 +161,10 @@ METRICS = {
     for metric in (
         Metric(name="mean_iou", unit="", lower_is_better=False, start=MeanIoU),
         Metric(name="absolute_error", unit="m", lower_is_better=True, start=AbsoluteError),
+        Metric(name="disparity_error", unit="", lower_is_better=True, start=AbsoluteError),
+        Metric(name="value_error", unit="", lower_is_better=True, start=KnownError),
         Metric(name="mean_angle", unit="°", lower_is_better=True, start=MeanAngle),
+        Metric(name="component_error", unit="", lower_is_better=True, start=ComponentError),
     )
 }
 

@@ -35,12 +35,17 @@ class Placement:
         w = min(wide, max(1, round(self.source[1] * scale)))
         return (high - h) // 2, (wide - w) // 2, h, w
 
+    @property
+    def interpolation(self) -> int:
+        """OpenCV's name for how images are resized here: averaged if they shrink, else linear."""
+        _, _, h, w = self.inner
+        shrinks = h * w < self.source[0] * self.source[1]
+        return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+
     def apply(self, image_HW3: Pixels, *, fill: tuple[int, int, int]) -> Pixels:
         """Bring an image to the network's size; `fill` is the RGB colour of the bars."""
         top, left, h, w = self.inner
-        shrinks = h * w < self.source[0] * self.source[1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        resized = cv2.resize(image_HW3, (w, h), interpolation=method)
+        resized = cv2.resize(image_HW3, (w, h), interpolation=self.interpolation)
         if (h, w) == self.target:
             return np.asarray(resized, np.uint8)
         canvas = np.empty((*self.target, 3), np.uint8)

@@ -25,7 +25,8 @@ class Prediction:
     """What one head says of one image, at the image's own size H x W.
 
     `values` is uint8 (H, W) class indices for segmentation, float32 (H, W) metres for depth, and
-    float32 (H, W, 3) unit vectors for normals (x right, y down, z forward).
+    float32 (H, W, 3) unit vectors for normals (x right, y down, z forward); `simo_runtime.tasks`
+    says it of every kind.
     """
 
     task: TaskSpec

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simo_runtime.errors import ImageError, listing
 from simo_runtime.predictor import Prediction
+from simo_runtime.tasks import kind_named
 
 
 def names_of(images: Sequence[Path]) -> list[str]:
@@ -36,19 +37,9 @@ def write(prediction: Prediction, out: Path, stem: str, *, raw: str) -> list[Pat
     return [values, picture]
 
 
-def as_png(prediction: Prediction) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Encode values as pixels: uint8 classes, uint16 millimetres, or uint8 (n + 1) * 127.5.
-
-    Normals come as BGR, the order in which OpenCV writes, so that the file itself is RGB.
-    Depth saturates at 65.535 m; 0 is depth that is not a number, as depth sensors write it.
-    """
-    values = prediction.values
-    if prediction.task.kind == "depth":
-        metres = np.clip(np.nan_to_num(values), 0.0, 65.535)
-        return np.asarray(np.rint(metres * 1000.0), np.uint16)
-    if prediction.task.kind == "normals":
-        return np.clip(np.rint((values[..., ::-1] + 1.0) * 127.5), 0, 255).astype(np.uint8)
-    return values.astype(np.uint8)
+def as_png(prediction: Prediction) -> NDArray[np.generic]:
+    """Encode values as pixels of 8 or 16 bits, as their kind does (`simo_runtime.pixels`)."""
+    return np.asarray(kind_named(prediction.task.kind).encode(prediction.values))
 
 
 def write_npy(path: Path, values: NDArray[np.generic]) -> Path:

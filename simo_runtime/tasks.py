@@ -5,20 +5,43 @@ is one entry here and one loss in `simo_build.losses`.
 
 Shapes: H x W pixels of the image. The arrays of a prediction are
     segmentation   (H, W)     uint8, class indices
+    parts          (H, W)     uint8, class indices of the parts of things; background is a class
     depth          (H, W)     float32, metres along the optical axis
+    log_depth      (H, W)     float32, the same on the scale of `scales.log_depth`, 0 to 1
+    disparity      (H, W)     float32, 0 or more, on the scale of the data; large is near
     normals        (H, W, 3)  float32, unit vectors; x right, y down, z forward
+    edges          (H, W)     float32, how strong an edge is, -1 (none) to 1
+    keypoints      (H, W)     float32, how strong a keypoint is, -1 (none) to 1
+    autoencoding   (H, W, 3)  float32, the image itself, RGB, -1 to 1
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_runtime.draw import colour_depth, colour_labels, colour_normals
+from simo_runtime.draw import (
+    colour_depth,
+    colour_disparity,
+    colour_labels,
+    colour_normals,
+    colour_picture,
+    colour_strength,
+)
 from simo_runtime.errors import unknown
+from simo_runtime.metrics import IGNORE
+from simo_runtime.pixels import (
+    byte_labels,
+    byte_normals,
+    byte_picture,
+    millimetres,
+    sixteen_bits,
+    sixteen_bits_signed,
+)
+from simo_runtime.scales import metres
 
 Array = NDArray[Any]
 
@@ -29,7 +52,7 @@ class TaskSpec:
 
     name: str
     kind: str
-    channels: int  # of the head's raw output: classes, 1 for depth, 3 for normals
+    channels: int  # of the head's raw output: classes, 1 for values, 3 for vectors and colours
     metric: str
     labels: tuple[str, ...] = ()  # class names, in order; empty unless the kind has classes
 
@@ -45,6 +68,8 @@ class Kind:
     resize: Callable[[Array, tuple[int, int]], Array]  # to (height, width)
     colour: Callable[[Array], NDArray[np.uint8]]  # to RGB (H, W, 3)
     summary: Callable[[Array, tuple[str, ...]], str]
+    encode: Callable[[Array], Array]  # to the pixels of a PNG file, BGR as OpenCV writes them
+    empty: float = 0.0  # the truth of a pixel that has none; of a vector, in every component
 
 
 KINDS: dict[str, Kind] = {}
@@ -125,17 +150,59 @@ def summarise_normals(normals_HW3: Array, labels: tuple[str, ...]) -> str:
     return f"{up:.0%} faces up, {down:.0%} down, {side:.0%} sideways, {facing:.0%} the camera"
 
 
-register_kind(
-    Kind(
-        name="segmentation",
-        unit="class index",
-        channels=None,
-        metrics=("mean_iou",),
-        resize=resize_labels,
-        colour=colour_labels,
-        summary=summarise_labels,
-    )
+def summarise_disparity(disparity_HW: Array, labels: tuple[str, ...]) -> str:
+    """Give the range, from 1 to 99 percent of the pixels, and the median."""
+    known = disparity_HW[np.isfinite(disparity_HW)]
+    if not known.size:
+        return "no disparity"
+    low, middle, high = np.percentile(known, (1, 50, 99))
+    return f"{low:.4f} to {high:.4f}, median {middle:.4f}"
+
+
+def summarise_log_depth(log_HW: Array, labels: tuple[str, ...]) -> str:
+    """Give the range and the median in metres."""
+    return summarise_depth(metres(log_HW), labels)
+
+
+def summarise_strength(strength_HW: Array, labels: tuple[str, ...]) -> str:
+    """Give the mean, and how much of the image is over the middle of the scale."""
+    known = strength_HW[np.isfinite(strength_HW)]
+    if not known.size:
+        return "nothing"
+    return f"mean {known.mean():.2f} on -1 to 1, {(known > 0).mean():.0%} over 0"
+
+
+def summarise_picture(picture_HW3: Array, labels: tuple[str, ...]) -> str:
+    """Give the mean colour as RGB, 0 to 255."""
+    mean_3 = np.nan_to_num(picture_HW3).mean(axis=(0, 1))
+    red, green, blue = (round(float(value)) for value in np.clip((mean_3 + 1) * 127.5, 0, 255))
+    return f"mean colour {red}, {green}, {blue}"
+
+
+CLASSES = Kind(
+    name="segmentation",
+    unit="class index",
+    channels=None,
+    metrics=("mean_iou",),
+    resize=resize_labels,
+    colour=colour_labels,
+    summary=summarise_labels,
+    encode=byte_labels,
+    empty=IGNORE,
 )
+STRENGTH = Kind(
+    name="edges",
+    unit="strength, -1 to 1",
+    channels=1,
+    metrics=("value_error",),
+    resize=resize_values,
+    colour=colour_strength,
+    summary=summarise_strength,
+    encode=sixteen_bits_signed,
+    empty=float("nan"),
+)
+register_kind(CLASSES)
+register_kind(replace(CLASSES, name="parts"))
 register_kind(
     Kind(
         name="depth",
@@ -145,6 +212,32 @@ register_kind(
         resize=resize_values,
         colour=colour_depth,
         summary=summarise_depth,
+        encode=millimetres,
+    )
+)
+register_kind(
+    Kind(
+        name="log_depth",
+        unit="ln(1 + 512 m) / ln(65536)",
+        channels=1,
+        metrics=("value_error",),
+        resize=resize_values,
+        colour=colour_depth,
+        summary=summarise_log_depth,
+        encode=sixteen_bits,
+        empty=float("nan"),
+    )
+)
+register_kind(
+    Kind(
+        name="disparity",
+        unit="as in the data",
+        channels=1,
+        metrics=("disparity_error",),
+        resize=resize_values,
+        colour=colour_disparity,
+        summary=summarise_disparity,
+        encode=sixteen_bits,
     )
 )
 register_kind(
@@ -152,9 +245,25 @@ register_kind(
         name="normals",
         unit="unit vector (x right, y down, z forward)",
         channels=3,
-        metrics=("mean_angle",),
+        metrics=("mean_angle", "component_error"),
         resize=resize_normals,
         colour=colour_normals,
         summary=summarise_normals,
+        encode=byte_normals,
+    )
+)
+register_kind(STRENGTH)
+register_kind(replace(STRENGTH, name="keypoints"))
+register_kind(
+    Kind(
+        name="autoencoding",
+        unit="RGB, -1 to 1",
+        channels=3,
+        metrics=("value_error",),
+        resize=resize_values,
+        colour=colour_picture,
+        summary=summarise_picture,
+        encode=byte_picture,
+        empty=float("nan"),
     )
 )

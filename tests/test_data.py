@@ -1,6 +1,7 @@
 """The `folder` format: what its files mean, and that a fault names its file."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from simo_build.data import (
 )
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
-from simo_build.recipe import Recipe, Target, TaskPart
+from simo_build.recipe import UNTARGETED, Recipe, Target, TaskPart
 from simo_runtime.errors import DataError, ImageError, UnknownNameError
 from simo_runtime.metrics import IGNORE
 from simo_runtime.placement import Placement
@@ -59,7 +60,13 @@ def write(path: Path, rgb: Array) -> None:
     assert cv2.imwrite(str(path), rgb[..., ::-1] if rgb.ndim == 3 else rgb)
 
 
-def loaded(root: Path, *, fit: str = "stretch", size: tuple[int, int] = SIZE) -> LoadedRecipe:
+def part(kind: str, folder: str) -> TaskPart:
+    return TaskPart(kind=kind, target=Target(folder=folder))
+
+
+def loaded(
+    root: Path, *, fit: str = "stretch", size: tuple[int, int] = SIZE, autoencoding: bool = False
+) -> LoadedRecipe:
     content = {
         "name": "tiny",
         "encoder": {"model": "vit_tiny_patch16_224"},
@@ -68,7 +75,8 @@ def loaded(root: Path, *, fit: str = "stretch", size: tuple[int, int] = SIZE) ->
         "tasks": {
             name: part.model_dump()
             for name, part in (("seg", SEG), ("depth", DEPTH), ("normals", NORMALS))
-        },
+        }
+        | ({"same": {"kind": "autoencoding"}} if autoencoding else {}),
         "data": {"root": str(root)},
     }
     recipe = Recipe.model_validate(content)
@@ -78,15 +86,15 @@ def loaded(root: Path, *, fit: str = "stretch", size: tuple[int, int] = SIZE) ->
 
 
 def load(root: Path, split: str = "train", **given: Any) -> Samples:
-    tasks = ["seg", "depth", "normals"]
-    return load_split(loaded(root, **given), split, tasks=tasks, progress=Silent())
+    recipe = loaded(root, **given)
+    return load_split(recipe, split, tasks=list(recipe.recipe.tasks), progress=Silent())
 
 
 # What the files mean
 
 
 def test_every_kind_of_task_can_be_decoded() -> None:
-    assert set(DECODERS) == set(KINDS)
+    assert set(DECODERS) | UNTARGETED == set(KINDS)
 
 
 def test_an_image_is_read_as_rgb(root: Path) -> None:
@@ -126,6 +134,58 @@ def test_normals_are_unit_vectors_and_black_is_invalid(root: Path) -> None:
     truth = FolderDataset(root).truth("0001", NORMALS)
     assert truth[0, 0].tolist() == pytest.approx([3**-0.5, 3**-0.5, -(3**-0.5)])
     assert truth[0, 1].tolist() == [0, 0, 0]
+
+
+def test_log_depth_is_stored_in_millimetres_and_0_is_invalid(root: Path) -> None:
+    write(root / "depth" / "0001.png", np.array([[0, 2000]], np.uint16))
+    truth = FolderDataset(root).truth("0001", part("log_depth", "depth"))
+    assert truth.dtype == np.float32
+    assert np.isnan(truth[0, 0])
+    assert truth[0, 1] == pytest.approx(math.log(1 + 512 * 2.0) / math.log(65536))
+
+
+def test_disparity_is_stored_in_65535_steps(root: Path) -> None:
+    write(root / "depth" / "0001.png", np.array([[0, 13107, 65535]], np.uint16))
+    truth = FolderDataset(root).truth("0001", part("disparity", "depth"))
+    assert truth.dtype == np.float32
+    assert truth[0].tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["edges", "keypoints"])
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_strength_is_stored_from_0_to_the_highest_value(
+    root: Path, kind: str, dtype: type[np.unsignedinteger[Any]], top: int
+) -> None:
+    write(root / "depth" / "0001.png", np.array([[0, top // 5, top]], dtype))
+    truth = FolderDataset(root).truth("0001", part(kind, "depth"))
+    assert truth.dtype == np.float32
+    assert truth[0].tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-6)
+
+
+def test_parts_are_classes(root: Path) -> None:
+    stored = np.array([[0, 1], [2, IGNORE]], np.uint8)
+    write(root / "label" / "0001.png", stored)
+    parts = SEG.model_copy(update={"kind": "parts"})
+    assert np.array_equal(FolderDataset(root).truth("0001", parts), stored)
+
+
+def test_the_truth_of_autoencoding_is_the_image(root: Path) -> None:
+    write(root / "rgb" / "0001.png", np.full((*SIZE, 3), (0, 51, 255), np.uint8))
+    samples = load(root, autoencoding=True)
+    assert samples.truths["same"].dtype == np.float16
+    # 51 / 127.5 - 1 = -0.6
+    assert samples.truths["same"][0, 0, 0].tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=3e-4)
+
+
+def test_the_truth_of_autoencoding_shrinks_as_the_image_does(root: Path) -> None:
+    samples = load(root, autoencoding=True, size=(2, 3))
+    seen = samples.images / 127.5 - 1.0
+    np.testing.assert_allclose(samples.truths["same"], seen, atol=0.5 / 127.5 + 3e-4)
+
+
+def test_a_target_of_autoencoding_is_refused() -> None:
+    with pytest.raises(ValueError, match="the truth of kind autoencoding is the image"):
+        part("autoencoding", "rgb")
 
 
 def test_numbers_are_file_names_of_four_digits(root: Path) -> None:
@@ -173,13 +233,14 @@ def test_a_resized_truth_is_the_nearest_pixel() -> None:
     assert resized.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
 
 
-@pytest.mark.parametrize(("kind", "empty"), [("seg", IGNORE), ("depth", 0), ("normals", 0)])
-def test_letterbox_bars_have_no_truth(root: Path, kind: str, empty: int) -> None:
+@pytest.mark.parametrize(
+    ("task", "empty"), [("seg", IGNORE), ("depth", 0), ("normals", 0), ("same", math.nan)]
+)
+def test_letterbox_bars_have_no_truth(root: Path, task: str, empty: float) -> None:
     # 4 x 6 fills 4 x 6 of 8 x 6: bars of two rows above and below
-    truth = load(root, fit="letterbox", size=(8, 6)).truths[kind][0]
-    assert (truth[:2] == empty).all()
-    assert (truth[6:] == empty).all()
-    assert (truth[2:6] != empty).any()
+    truth = load(root, autoencoding=True, fit="letterbox", size=(8, 6)).truths[task][0]
+    np.testing.assert_array_equal(truth[[0, 1, 6, 7]], np.full_like(truth[:4], empty))
+    assert not np.array_equal(truth[2:6], np.full_like(truth[2:6], empty), equal_nan=True)
 
 
 def test_letterbox_bars_have_the_mean_colour(root: Path) -> None:

@@ -1,5 +1,7 @@
 """Colours: always RGB, uint8, (H, W, 3), and never a warning whatever the values."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
@@ -9,17 +11,30 @@ from simo_runtime.draw import (
     PALETTE_K3,
     blend,
     colour_depth,
+    colour_disparity,
     colour_labels,
     colour_normals,
+    colour_picture,
+    colour_strength,
     palette,
 )
 from simo_runtime.tasks import KINDS, Kind
 
+RAMP = np.linspace(-1.0, 1.0, 15, dtype=np.float32).reshape(3, 5)
 VALUES = {
     "segmentation": np.arange(15, dtype=np.uint8).reshape(3, 5),
+    "parts": np.arange(15, dtype=np.uint8).reshape(3, 5),
     "depth": np.linspace(0.5, 9.0, 15, dtype=np.float32).reshape(3, 5),
+    "log_depth": (RAMP + 1) / 2,
+    "disparity": (RAMP + 1) / 2,
     "normals": np.tile(np.array((0.0, -0.6, -0.8), np.float32), (3, 5, 1)),
+    "edges": RAMP,
+    "keypoints": RAMP,
+    "autoencoding": np.repeat(RAMP[..., None], 3, axis=2),
 }
+
+
+Colour = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 
 def brightness(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -102,6 +117,29 @@ class TestDepth:
 
     def test_without_a_finite_pixel_is_black(self) -> None:
         assert not colour_depth(np.full((2, 3), np.nan, np.float32)).any()
+
+
+class TestDisparityAndStrength:
+    @pytest.mark.parametrize("colour", [colour_disparity, colour_strength])
+    def test_large_is_brighter_than_small(self, colour: Colour) -> None:
+        assert (np.diff(brightness(colour(RAMP)).ravel()) > 0).all()
+
+    def test_disparity_has_the_colours_of_its_depth(self) -> None:
+        # 1 / depth is linear in the range only for two values: near and far
+        depth = np.array([[1.0, 4.0]], np.float32)
+        np.testing.assert_array_equal(colour_disparity(1 / depth), colour_depth(depth))
+
+    @pytest.mark.parametrize("colour", [colour_disparity, colour_strength])
+    def test_what_is_not_finite_is_black(self, colour: Colour) -> None:
+        assert not colour(np.array([[1.0, np.nan, 2.0, np.inf]], np.float32))[0, 1::2].any()
+
+
+class TestPictures:
+    def test_are_shown_as_they_are(self) -> None:
+        # (v + 1) * 127.5, rounded: 63.75 is 64, 127.5 is 128; outside it is cut
+        picture = np.array([[[-1, -0.5, 1], [0, 2, -7], [np.nan, 0, 0]]], np.float32)
+        expected = [[[0, 64, 255], [128, 255, 0], [0, 128, 128]]]
+        np.testing.assert_array_equal(colour_picture(picture), expected)
 
 
 class TestNormals:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simo_build.encoder import Encoder, randomise
-from simo_build.export import to_graphs
+from simo_build.export import RAW, to_graphs
 from simo_build.heads import make_head
 from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
@@ -35,6 +35,9 @@ RECIPE = Recipe.model_validate(
             "seg": {"kind": "segmentation", "labels": ["a", "b", "c"]},
             "depth": {"kind": "depth"},
             "normals": {"kind": "normals"},
+            "disparity": {"kind": "disparity"},
+            "edges": {"kind": "edges"},
+            "same": {"kind": "autoencoding"},
         },
     }
 )
@@ -54,7 +57,7 @@ def graphs() -> dict[str, onnx.ModelProto]:
     return {"encoder": made.encoder, **made.heads}
 
 
-@pytest.mark.parametrize("name", ["encoder", "seg", "depth", "normals"])
+@pytest.mark.parametrize("name", ["encoder", *RECIPE.tasks])
 def test_no_graph_computes_sizes_or_carries_what_folds_away(
     graphs: dict[str, onnx.ModelProto], name: str
 ) -> None:
@@ -80,6 +83,9 @@ def test_the_batch_is_dynamic(graphs: dict[str, onnx.ModelProto], batch: int) ->
     assert Graph(graphs["seg"])(taps)["seg"].shape == (batch, 30, 45)
     assert Graph(graphs["depth"])(taps)["depth"].shape == (batch, 30, 45)
     assert Graph(graphs["normals"])(taps)["normals"].shape == (batch, 3, 30, 45)
+    assert Graph(graphs["disparity"])(taps)["disparity"].shape == (batch, 30, 45)
+    assert Graph(graphs["edges"])(taps)["edges"].shape == (batch, 30, 45)
+    assert Graph(graphs["same"])(taps)["same"].shape == (batch, 3, 30, 45)
 
 
 def test_outputs_leave_the_graph_ready_to_use(graphs: dict[str, onnx.ModelProto]) -> None:
@@ -89,6 +95,17 @@ def test_outputs_leave_the_graph_ready_to_use(graphs: dict[str, onnx.ModelProto]
     assert (Graph(graphs["depth"])(taps)["depth"] >= 0).all()
     normals = Graph(graphs["normals"])(taps)["normals"]
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", RECIPE.tasks)
+def test_a_finished_output_stays_when_the_raw_one_is_left_out(
+    graphs: dict[str, onnx.ModelProto], task: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 30, 45, 3), dtype=np.uint8)
+    taps = Graph(graphs["encoder"])({"image": pixels})
+    lean = Graph(without_output(graphs[task], RAW))
+    assert lean.outputs == [task]
+    np.testing.assert_array_equal(lean(taps)[task], Graph(graphs[task])(taps)[task])
 
 
 def test_a_graph_says_nothing_of_the_machine_that_made_it(

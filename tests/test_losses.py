@@ -13,27 +13,27 @@ from simo_build.losses import (
     absolute_error,
     as_measured,
     cross_entropy,
+    known_error,
     one_minus_cosine,
 )
 from simo_runtime.metrics import IGNORE
 from simo_runtime.tasks import KINDS
 
-CHANNELS = {"segmentation": 4, "depth": 1, "normals": 3}
+CHANNELS = {name: kind.channels or 4 for name, kind in KINDS.items()}
 
 
 def raw_output(kind: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, CHANNELS.get(kind, 3), 5, 6, generator=generator, requires_grad=True)
+    return torch.randn(2, CHANNELS[kind], 5, 6, generator=generator, requires_grad=True)
 
 
 def no_truth(kind: str) -> Tensor:
-    if kind == "segmentation":
-        return torch.full((2, 5, 6), IGNORE, dtype=torch.uint8)
-    return (
-        torch.zeros((2, 5, 6, 3), dtype=torch.float16)
-        if kind == "normals"
-        else torch.zeros(2, 5, 6)
-    )
+    empty, channels = KINDS[kind].empty, KINDS[kind].channels
+    if channels is None:
+        return torch.full((2, 5, 6), int(empty), dtype=torch.uint8)
+    if channels == 3:
+        return torch.full((2, 5, 6, 3), empty, dtype=torch.float16)
+    return torch.full((2, 5, 6), empty)
 
 
 def test_every_kind_of_the_runtime_has_a_torch_half() -> None:
@@ -53,7 +53,7 @@ class TestEveryKind:
 
     def test_a_raw_output_of_zero_has_a_finite_gradient(self, name: str, kind: TorchKind) -> None:
         raw = torch.zeros(1, CHANNELS[name], 2, 2, requires_grad=True)
-        truth = torch.ones(1, 2, 2, 3) if name == "normals" else torch.ones(1, 2, 2)
+        truth = torch.ones(1, 2, 2, 3) if CHANNELS[name] == 3 else torch.ones(1, 2, 2)
         kind.loss(raw, truth).backward()
         assert raw.grad is not None
         assert raw.grad.isfinite().all()
@@ -80,6 +80,26 @@ def test_absolute_error_by_hand() -> None:
     assert absolute_error(raw, truth).item() == 2.0
 
 
+def test_known_error_by_hand() -> None:
+    # |1 - 0| and |5 + 1| over two known pixels, of which one is 0; the third has no truth
+    raw, truth = torch.tensor([[[[1.0, 5.0, 9.0]]]]), torch.tensor([[[0.0, -1.0, math.nan]]])
+    assert known_error(raw, truth).item() == 3.5
+
+
+def test_known_error_of_colours_by_hand() -> None:
+    # pixel 1: (1 + 0 + 2) / 3 = 1; pixel 2 lacks one component of its truth
+    raw = torch.tensor([[1.0, 0, 0], [5, 5, 5]]).T.reshape(1, 3, 1, 2)
+    truth = torch.tensor([[0.0, 0, 2], [0, math.nan, 0]]).reshape(1, 1, 2, 3).half()
+    assert known_error(raw, truth).item() == 1.0
+
+
+def test_an_unknown_pixel_gets_no_gradient_from_known_error() -> None:
+    raw = torch.ones(1, 1, 1, 2, requires_grad=True)
+    known_error(raw, torch.tensor([[[0.0, math.nan]]])).backward()
+    assert raw.grad is not None
+    assert raw.grad.flatten().tolist() == [1.0, 0.0]
+
+
 def test_one_minus_cosine_by_hand() -> None:
     # along the truth 1 - 1, across it 1 - 0, against it 1 + 1; the fourth has no truth
     raw = torch.tensor([[3.0, 0, 0], [0, 5, 0], [-2, 0, 0], [1, 1, 1]]).T.reshape(1, 3, 1, 4)
@@ -98,6 +118,12 @@ def test_one_minus_cosine_does_not_reward_length() -> None:
         ("segmentation", (2, 5, 6), torch.uint8),
         ("depth", (2, 5, 6), torch.float32),
         ("normals", (2, 3, 5, 6), torch.float32),
+        ("parts", (2, 5, 6), torch.uint8),
+        ("log_depth", (2, 5, 6), torch.float32),
+        ("disparity", (2, 5, 6), torch.float32),
+        ("edges", (2, 5, 6), torch.float32),
+        ("keypoints", (2, 5, 6), torch.float32),
+        ("autoencoding", (2, 3, 5, 6), torch.float32),
     ],
 )
 def test_the_last_step_gives_the_shape_and_type_of_a_prediction(

@@ -27,6 +27,8 @@ from simo_runtime.metrics import (
 
 Array = NDArray[Any]
 HIGHER, LOWER = "mean_iou", "absolute_error"
+VECTORS = {"mean_angle", "component_error"}
+EMPTY = {"mean_iou": 255, "value_error": math.nan}  # the truth of a pixel without one; else 0
 
 
 def measure(name: str, predicted: Array, truth: Array, *, classes: int = 0) -> float:
@@ -40,9 +42,9 @@ def example(name: str) -> tuple[Array, Array]:
     random = np.random.default_rng(3)
     if name == "mean_iou":
         return random.integers(0, 4, (7, 5, 6)), random.choice([0, 1, 2, 3, 255], (7, 5, 6))
-    shape = (7, 5, 6, 3) if name == "mean_angle" else (7, 5, 6)
-    truth = random.normal(size=shape) if name == "mean_angle" else random.uniform(1, 9, shape)
-    truth[2:4, :3] = 0
+    shape = (7, 5, 6, 3) if name in VECTORS else (7, 5, 6)
+    truth = random.normal(size=shape) if name in VECTORS else random.uniform(1, 9, shape)
+    truth[2:4, :3] = EMPTY.get(name, 0)
     return truth + random.normal(size=shape) * np.arange(7).reshape(
         7, *[1] * (len(shape) - 1)
     ), truth
@@ -67,7 +69,7 @@ class TestEveryMetric:
 
     def test_is_nan_when_no_truth_is_valid(self, metric: Metric) -> None:
         predicted, truth = example(metric.name)
-        nothing = np.full_like(truth, 255 if metric.name == "mean_iou" else 0)
+        nothing = np.full_like(truth, EMPTY.get(metric.name, 0))
         accumulator = metric.start(4)
         accumulator.update(predicted, nothing)
         assert math.isnan(accumulator.result())
@@ -171,6 +173,42 @@ class TestAbsoluteError:
         predicted, truth = np.full((1, 1000, 1000), 1.1, np.float32), np.ones((1, 1000, 1000))
         expected = float(np.float32(1.1)) - 1.0
         assert measure("absolute_error", predicted, truth) == pytest.approx(expected, rel=1e-9)
+
+
+class TestDisparityError:
+    def test_is_absolute_error_without_a_unit(self) -> None:
+        # |0.5 - 0.25| = 0.25, |1 - 0.25| = 0.75, the third has no truth: mean 0.5
+        predicted, truth = np.array([[[0.5, 1.0, 9.0]]]), np.array([[[0.25, 0.25, 0.0]]])
+        assert measure("disparity_error", predicted, truth) == 0.5
+        assert METRICS["disparity_error"].unit == ""
+
+
+class TestValueError:
+    def test_by_hand(self) -> None:
+        # |1 - 0| = 1, |-1 - 1| = 2, the third has no truth: 3 / 2; a truth of 0 counts
+        predicted, truth = np.array([[[1.0, -1.0, 9.0]]]), np.array([[[0.0, 1.0, math.nan]]])
+        assert measure("value_error", predicted, truth) == 1.5
+
+    def test_of_colours_is_the_mean_over_the_channels(self) -> None:
+        # pixel 1: (1 + 0 + 2) / 3 = 1; pixel 2 lacks one component of its truth
+        predicted = np.array([[[[1.0, 0, 0], [5, 5, 5]]]])
+        truth = np.array([[[[0.0, 0, 2], [0, math.nan, 0]]]], np.float16)
+        assert measure("value_error", predicted, truth) == 1.0
+
+    def test_of_no_truth_is_not_a_number(self) -> None:
+        assert math.isnan(measure("value_error", np.ones((1, 1, 2)), np.full((1, 1, 2), math.nan)))
+
+
+class TestComponentError:
+    def test_by_hand(self) -> None:
+        # (3, 0, 4) / 5 = (0.6, 0, 0.8) against z: (0.6 + 0 + 0.2) / 3; the second has no truth
+        predicted = np.array([[[[3.0, 0, 4], [1, 1, 1]]]])
+        truth = np.array([[[[0.0, 0, 2], [0, 0, 0]]]])
+        assert measure("component_error", predicted, truth) == pytest.approx(0.8 / 3, rel=1e-12)
+
+    def test_of_no_truth_is_not_a_number(self) -> None:
+        nothing = np.zeros((1, 1, 2, 3))
+        assert math.isnan(measure("component_error", nothing, nothing))
 
 
 class TestMeanAngle:

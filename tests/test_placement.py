@@ -70,11 +70,8 @@ class TestEveryPlacement:
         self, kind: str, source: tuple[int, int], target: tuple[int, int], fit: Fit
     ) -> None:
         place = Placement(source, target, fit)
-        of_network = {
-            "segmentation": np.zeros(target, np.uint8),
-            "depth": np.ones(target, np.float32),
-            "normals": np.ones((*target, 3), np.float32),
-        }[kind]
+        shape = (*target, 3) if KINDS[kind].channels == 3 else target
+        of_network = np.ones(shape, np.uint8 if KINDS[kind].channels is None else np.float32)
         assert KINDS[kind].resize(place.crop(of_network), source).shape[:2] == source
 
 

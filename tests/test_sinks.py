@@ -19,11 +19,17 @@ SPECS = {
     ),
     "depth": TaskSpec(name="depth", kind="depth", channels=1, metric="absolute_error"),
     "normals": TaskSpec(name="normals", kind="normals", channels=3, metric="mean_angle"),
+    "disparity": TaskSpec(name="disparity", kind="disparity", channels=1, metric="disparity_error"),
+    "edges": TaskSpec(name="edges", kind="edges", channels=1, metric="value_error"),
+    "image": TaskSpec(name="image", kind="autoencoding", channels=3, metric="value_error"),
 }
 VALUES: dict[str, NDArray[Any]] = {
     "seg": np.array([[0, 1, 2], [2, 1, 0]], np.uint8),
     "depth": np.array([[0.5, 1.2344, 1.2346], [8.0, 65.535, 70.0]], np.float32),
     "normals": np.tile(np.array((0.6, -0.48, -0.64), np.float32), (2, 3, 1)),
+    "disparity": np.array([[0.0, 0.25, 0.5], [1.0, 1.5, 0.75]], np.float32),
+    "edges": np.array([[-1.0, 0.25, 0.5], [1.0, 1.5, -2.0]], np.float32),
+    "image": np.tile(np.array((0.6, -0.48, -0.64), np.float32), (2, 3, 1)),
 }
 every_task = pytest.mark.parametrize("task", SPECS)
 
@@ -81,6 +87,20 @@ class TestWrite:
         # 1.6 * 127.5 = 204; 0.52 * 127.5 = 66.3; 0.36 * 127.5 = 45.9
         np.testing.assert_array_equal(read_png(file)[0, 0], [204, 66, 46])
 
+    def test_disparity_is_a_16_bit_png_of_0_to_1(self, tmp_path: Path) -> None:
+        file, _ = write(predict("disparity"), tmp_path, "photo", raw="png")
+        # 0.25 * 65535 = 16383.75; 0.5 * 65535 = 32767.5, halves to even; 0.75: 49151.25
+        np.testing.assert_array_equal(read_png(file), [[0, 16384, 32768], [65535, 65535, 49151]])
+
+    def test_strengths_are_a_16_bit_png_of_minus_1_to_1(self, tmp_path: Path) -> None:
+        file, _ = write(predict("edges"), tmp_path, "photo", raw="png")
+        # 1.25 * 32767.5 = 40959.375; 1.5 * 32767.5 = 49151.25
+        np.testing.assert_array_equal(read_png(file), [[0, 40959, 49151], [65535, 65535, 0]])
+
+    def test_an_image_is_an_8_bit_png_in_its_colours(self, tmp_path: Path) -> None:
+        file, _ = write(predict("image"), tmp_path, "photo", raw="png")
+        np.testing.assert_array_equal(read_png(file)[0, 0], [204, 66, 46])
+
     def test_a_second_run_replaces_the_files(self, tmp_path: Path) -> None:
         write(predict("depth"), tmp_path, "photo", raw="npy")
         file, _ = write(predict("depth", VALUES["depth"] + 1), tmp_path, "photo", raw="npy")
@@ -100,6 +120,13 @@ class TestAsPng:
     def test_depth_outside_the_range_is_cut(self, metres: float, millimetres: int) -> None:
         found = as_png(predict("depth", np.full((1, 1), metres, np.float32)))
         assert found.tolist() == [[millimetres]]
+
+    @pytest.mark.parametrize(
+        ("task", "pixel"), [("disparity", 0), ("edges", 0), ("image", [0] * 3)]
+    )
+    def test_what_is_not_a_number_is_0(self, task: str, pixel: object) -> None:
+        found = as_png(predict(task, np.full_like(VALUES[task][:1, :1], np.nan)))
+        assert found.tolist() == [[pixel]]
 
     @pytest.mark.parametrize("value", [1.0000001, -1.0000001])
     def test_normals_a_little_too_long_do_not_wrap(self, value: float) -> None:

@@ -1,5 +1,6 @@
 """Kinds of task: what the registry promises of each, and names that are not in it."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from simo_runtime.errors import SimoError, UnknownNameError, listing, unknown
 from simo_runtime.metrics import METRICS
+from simo_runtime.scales import log_depth, metres
 from simo_runtime.tasks import (
     KINDS,
     Kind,
@@ -19,8 +21,12 @@ from simo_runtime.tasks import (
     resize_normals,
     resize_values,
     summarise_depth,
+    summarise_disparity,
     summarise_labels,
+    summarise_log_depth,
     summarise_normals,
+    summarise_picture,
+    summarise_strength,
 )
 
 LABELS = ("wall", "floor", "chair")
@@ -31,16 +37,31 @@ bounded = settings(max_examples=60, deadline=None, derandomize=True)
 def values_of(kind: Kind, size: tuple[int, int]) -> NDArray[Any]:
     """Make a prediction of a kind, of the type that the module's docstring states."""
     random = np.random.default_rng(size[0] + 100 * size[1])
-    if kind.name == "segmentation":
+    if kind.channels is None:
         return random.choice([0, 2], size).astype(np.uint8)
     if kind.name == "depth":
         return random.uniform(0.5, 9, size).astype(np.float32)
-    vectors = random.normal(size=(*size, 3))
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    if kind.name in ("disparity", "log_depth"):
+        return random.uniform(0.01, 1, size).astype(np.float32)
+    if kind.name == "normals":
+        vectors = random.normal(size=(*size, 3))
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    shape = size if kind.channels == 1 else (*size, 3)
+    return random.uniform(-1, 1, shape).astype(np.float32)
 
 
 def test_the_registry_has_these_kinds() -> None:
-    assert sorted(KINDS) == ["depth", "normals", "segmentation"]
+    assert sorted(KINDS) == [
+        "autoencoding",
+        "depth",
+        "disparity",
+        "edges",
+        "keypoints",
+        "log_depth",
+        "normals",
+        "parts",
+        "segmentation",
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -75,6 +96,26 @@ class TestEveryKind:
         kind.resize(values, (5, 20))
         np.testing.assert_array_equal(values, before)
 
+    def test_is_written_as_pixels_of_8_or_16_bits(self, kind: Kind) -> None:
+        values = values_of(kind, (9, 14))
+        pixels = kind.encode(values)
+        assert pixels.dtype in (np.uint8, np.uint16)
+        assert pixels.shape == values.shape
+
+    def test_is_written_without_writing_to_its_values(self, kind: Kind) -> None:
+        values = values_of(kind, (9, 14))
+        before = values.copy()
+        kind.encode(values)
+        np.testing.assert_array_equal(values, before)
+
+    def test_a_pixel_without_truth_is_counted_by_none_of_its_metrics(self, kind: Kind) -> None:
+        dtype = np.uint8 if kind.channels is None else np.float32
+        shape = (1, 4, 5) if kind.channels != 3 else (1, 4, 5, 3)
+        for metric in kind.metrics:
+            accumulator = METRICS[metric].start(3)
+            accumulator.update(values_of(kind, (4, 5))[None], np.full(shape, kind.empty, dtype))
+            assert np.isnan(accumulator.result())
+
     def test_has_a_summary_of_one_line(self, kind: Kind) -> None:
         summary = kind.summary(values_of(kind, (9, 14)), LABELS)
         assert summary == summary.strip() != ""
@@ -91,7 +132,8 @@ class TestUnknownNames:
             kind_named(name)
         assert str(caught.value) == (
             f"unknown kind of task '{name}'; did you mean '{hint}'? "
-            "(there are: depth, normals, segmentation)"
+            "(there are: autoencoding, depth, disparity, edges, keypoints, log_depth, normals, "
+            "parts, segmentation)"
         )
 
     def test_are_refused_without_a_hint_if_none_is_close(self) -> None:
@@ -202,3 +244,42 @@ class TestSummaries:
         assert summarise_normals(normals, ()) == (
             "25% faces up, 25% down, 25% sideways, 25% the camera"
         )
+
+    def test_of_disparity_gives_the_range_and_the_median(self) -> None:
+        # 0 to 0.5 in steps of 0.005: the percentiles 1, 50 and 99 are 0.005, 0.25 and 0.495
+        disparity = np.linspace(0.0, 0.5, 101, dtype=np.float32)[None]
+        assert summarise_disparity(disparity, ()) == "0.0050 to 0.4950, median 0.2500"
+
+    def test_of_no_disparity_at_all_says_so(self) -> None:
+        assert summarise_disparity(np.full((2, 2), np.nan, np.float32), ()) == "no disparity"
+
+    def test_of_log_depth_is_in_metres(self) -> None:
+        # ln(1 + 512 * 2) / ln(65536) = 6.9324 / 11.0904
+        depth = np.full((2, 2), np.log(1025.0) / np.log(65536.0), np.float32)
+        assert summarise_log_depth(depth, ()) == "2.00 to 2.00 m, median 2.00 m"
+
+    def test_of_strength_gives_the_mean_and_what_is_over_the_middle(self) -> None:
+        strength = np.array([[-1.0, -0.5, -0.5, 1.0, np.nan]], np.float32)
+        assert summarise_strength(strength, ()) == "mean -0.25 on -1 to 1, 25% over 0"
+
+    def test_of_no_strength_at_all_says_so(self) -> None:
+        assert summarise_strength(np.full((1, 2), np.nan, np.float32), ()) == "nothing"
+
+    def test_of_a_picture_gives_the_mean_colour(self) -> None:
+        # (-1 + 0) / 2 = -0.5 is 63.75 of 255; 1 is 255; -3 is outside
+        picture = np.array([[[-1, 1, -3], [0, 1, -3]]], np.float32)
+        assert summarise_picture(picture, ()) == "mean colour 64, 255, 0"
+
+
+class TestLogDepth:
+    @pytest.mark.parametrize("z", [0.001, 0.5, 1.0, 9.7, 127.99])
+    def test_is_the_formula_in_float64(self, z: float) -> None:
+        assert log_depth(np.float64(z)) == pytest.approx(math.log(1 + 512 * z) / math.log(65536))
+
+    def test_goes_from_0_to_1_over_the_16_bits_of_the_stored_depth(self) -> None:
+        # 65535 steps of 1/512 m
+        assert log_depth(np.array([0.0, 65535 / 512])).tolist() == [0.0, 1.0]
+
+    def test_and_back(self) -> None:
+        depth = np.array([0.01, 0.5, 3.0, 80.0])
+        np.testing.assert_allclose(metres(log_depth(depth)), depth, rtol=1e-5)

@@ -21,8 +21,9 @@ from simo_build.teaching import (
     turn,
     uncertainty,
 )
+from simo_runtime.tasks import KINDS
 
-CHANNELS = {"segmentation": 4, "depth": 1, "normals": 3}
+CHANNELS = {name: kind.channels or 4 for name, kind in KINDS.items()}
 
 
 def raw(kind: str, seed: int = 0) -> Tensor:
