@@ -9,17 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simo_build.data import Samples, mirrored
-from simo_build.evaluate import measure_heads
+from simo_build.data import Samples
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
-from simo_build.realign import realign_head
+from simo_build.realign import run_steps, shared_encoder
 from simo_build.recipe import Recipe
 from simo_build.stages import Result, Stages
-from simo_build.statedict import StateDict
 from simo_build.workshop import Workshop, flat_heads, split_heads
 from simo_export.graph import EXPORTER
 from simo_runtime.bundle import MANIFEST, Bundle
@@ -43,45 +41,17 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
 
 
 def realign(work: Workshop, merged: Result) -> Result:
-    """Run the recipe's re-alignment steps; the result's tensors are `<task>.<head tensor>`."""
+    """Run the recipe's re-alignment steps.
+
+    The result's tensors are `<task>.<head tensor>`, and `encoder.<tensor>` if a step changed it.
+    """
     if work.recipe.random_seed is not None:
         return Result(flat_heads(work.heads()), {}, digest({"random heads": merged.key}))
     if not work.recipe.realign:
         return Result(flat_heads(work.expert_heads()), {}, digest({"heads": work.inputs()}))
     steps = [step.model_dump(mode="json") for step in work.recipe.realign]
     inputs = {**work.inputs(), "merged": merged.key, "steps": steps}
-    return work.stages.run("realign", inputs, lambda: realign_heads(work, merged.tensors))
-
-
-def realign_heads(work: Workshop, weights: StateDict) -> tuple[StateDict, dict[str, Any]]:
-    """Re-align the experts' heads to an encoder; give the heads' tensors and a log."""
-    heads, specs = work.expert_heads(), work.recipe.specs()
-    samples = dict(work.samples)
-    if any(step.flip for step in work.recipe.realign):
-        kinds = {task: spec.kind for task, spec in specs.items()}
-        samples["realign"] = mirrored(samples["realign"], kinds)
-    features = {role: work.features(weights, split, role) for role, split in samples.items()}
-    count = len(work.samples["realign"])
-    log: dict[str, Any] = {"images": count, "steps": []}
-    for step in work.recipe.realign:
-        rows = len(samples["realign"]) if step.flip else count
-        outcomes = {
-            task: realign_head(
-                head,
-                specs[task],
-                step=step,
-                images=rows,
-                features=features,
-                samples=samples,
-                progress=work.stages.progress,
-            )
-            for task, head in heads.items()
-        }
-        log["steps"].append({task: vars(outcome) for task, outcome in outcomes.items()})
-    log["metrics"] = measure_heads(
-        heads, specs, features=features["select"], samples=work.samples["select"]
-    )
-    return flat_heads(heads), log
+    return work.stages.run("realign", inputs, lambda: run_steps(work, merged.tensors))
 
 
 def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle:
@@ -103,7 +73,8 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         progress.say("export: the bundle is there already")
         return existing
     progress.say("export ...")
-    work.encoder.load(merged.tensors, source="the shared encoder")
+    encoder = shared_encoder(merged.tensors, aligned.tensors)
+    work.encoder.load(encoder, source="the shared encoder")
     samples = noise(recipe) if recipe.data is None else first(work.samples["select"], recipe)
     return export_bundle(
         out,

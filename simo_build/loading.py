@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from simo_build.recipe import Part, Recipe
+from simo_build.parts import Part
+from simo_build.recipe import Recipe
 from simo_runtime.errors import RecipeError, listing
 
 DATA_VARIABLE = "SIMO_DATA"
@@ -90,34 +91,64 @@ def _faults(error: ValidationError) -> list[str]:
     """Turn pydantic's report into one line a fault, the key first."""
     lines = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(step) for step in fault["loc"])
+        key = _key(fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             names = list(_part_at(fault["loc"]).model_fields)
-            close = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1)
-            text = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-            text += f" (there are: {', '.join(names)})"
-        elif fault["type"] in {"model_type", "dict_type"}:
+            text = f"unknown key{_told(str(fault['loc'][-1]), names)}"
+        elif fault["type"] == "union_tag_invalid":
+            given, names = str(fault["ctx"]["tag"]), list(_tagged(Recipe, str(fault["loc"][0])))
+            key, text = f"{key}.step", f"there is no step {given!r}{_told(given, names)}"
+        elif fault["type"] == "union_tag_not_found":
+            key, text = f"{key}.step", "Field required"
+        elif fault["type"] in {"model_type", "dict_type", "model_attributes_type"}:
             text = "must be keys with values, `key: value`"
             key = key or "the file"
         lines.append(f"{key}: {text}" if key else text)
     return lines
 
 
+def _told(given: str, names: Sequence[str]) -> str:
+    """Give the closest of the names that there are, and all of them."""
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (there are: {', '.join(names)})"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Write the path of a key as people do: without the tag that tells a list's parts apart."""
+    tagged = len(location) > 2 and location[2] in _tagged(Recipe, str(location[0]))
+    return ".".join(str(step) for step in (location[:2] + location[3:] if tagged else location))
+
+
 def _part_at(location: tuple[int | str, ...]) -> type[Part]:
     """Follow the path of a key, over lists and names of tasks, to the part that holds it."""
     part: type[Part] = Recipe
+    tags: Mapping[str, type[Part]] = {}
     for step in location[:-1]:
-        if step in part.model_fields:
-            part = _part_in(part.model_fields[str(step)].annotation) or part
+        if step in tags:
+            part = tags[str(step)]
+        elif step in part.model_fields:
+            tags = _tagged(part, str(step))
+            part = next(_parts_in(part.model_fields[str(step)].annotation), part)
     return part
 
 
-def _part_in(annotation: object) -> type[Part] | None:
-    """Find the part in an annotation such as `dict[str, TaskPart]`."""
+def _tagged(part: type[Part], name: str) -> dict[str, type[Part]]:
+    """Give the parts that a list of a part may hold, by the value of their `step`."""
+    if name not in part.model_fields:
+        return {}
+    found = _parts_in(part.model_fields[name].annotation)
+    steps = {one: one.model_fields.get("step") for one in found}
+    return {get_args(field.annotation)[0]: one for one, field in steps.items() if field}
+
+
+def _parts_in(annotation: object) -> Iterator[type[Part]]:
+    """Find the parts in an annotation such as `dict[str, TaskPart]`."""
     if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    return next(filter(None, map(_part_in, get_args(annotation))), None)
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts_in(inner)
 
 
 class _UniqueKeys(yaml.SafeLoader):

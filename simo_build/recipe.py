@@ -7,15 +7,11 @@ environment variable SIMO_DATA; any other relative path is relative to the recip
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from simo_build.parts import Part, Positive, Rate, Seed, Triple
 from simo_build.proxies import SELECT, check_choice
+from simo_build.steps import Step
 from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
@@ -27,23 +23,12 @@ RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
 # Kinds whose truth is the image itself, so that no file holds it.
 UNTARGETED = frozenset({"autoencoding"})
 
-Triple = tuple[float, float, float]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Part(BaseModel):
-    """A part of a recipe: unknown keys are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
 
 class EncoderPart(Part):
     """Which vision transformer, and where its features are taken."""
 
     model: str  # a name that timm knows
-    options: dict[str, Any] = {}  # keyword arguments for timm.create_model
+    options: dict[str, Any] = Field(default={})  # keyword arguments for timm.create_model
     taps: tuple[Positive, ...] = (3, 6, 9, 12)  # blocks after which features are taken, from 1
     norm: bool = False  # whether the encoder's final norm is applied to the taps
 
@@ -181,8 +166,8 @@ class MergePart(Part):
     """The merging method, its parameters, and which of them are chosen, by what."""
 
     method: str = "task_arithmetic"
-    params: dict[str, Any] = {}
-    choose: dict[str, tuple[float, ...]] = {}
+    params: dict[str, Any] = Field(default={})
+    choose: dict[str, tuple[float, ...]] = Field(default={})
     by: str = SELECT  # how candidates are judged: on the select split, or by a proxy without labels
     lines: LinesPart | None = None
     images: Positive = 128  # how many unlabelled images a method or a proxy may look at
@@ -233,20 +218,6 @@ class MergePart(Part):
         return {**self.params, **(self.lines.given() if self.lines else {})}
 
 
-class HeadStep(Part):
-    """Re-align the heads: freeze the encoder, compute the features once, train every head."""
-
-    step: Literal["head"]
-    seed: Seed = 0
-    batch: Positive = 16
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    clip: Annotated[float, Field(gt=0)] = 25.0
-    epochs: Positive = 12
-    lr: Rate = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    flip: bool = True  # train on the mirrored images too
-
-
 class GatePart(Part):
     """How near the exported graphs must come to PyTorch, on images of the select split."""
 
@@ -267,7 +238,7 @@ class Recipe(Part):
     train_missing: bool = False  # whether simo-build may train an expert that is not there
     train: TrainPart = TrainPart()
     merge: MergePart = MergePart()
-    realign: tuple[HeadStep, ...] = ()
+    realign: tuple[Step, ...] = ()
     gate: GatePart = GatePart()
 
     @field_validator("base")

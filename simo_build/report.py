@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from simo_build.build import build, realign, realign_heads, versions
+from simo_build.build import build, realign, versions
 from simo_build.data import Samples
 from simo_build.loading import LoadedRecipe
 from simo_build.losses import as_measured
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
+from simo_build.proxies import SELECT
+from simo_build.realign import run_steps, shared_encoder
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
@@ -51,12 +53,24 @@ def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) ->
         "inputs": work.inputs(),
         "merge": bundle.manifest.provenance["merge"]["params"],
         "metrics": {name: spec.metric for name, spec in recipe.specs().items()},
-        "labels_used": {
-            "realign": len(work.samples["realign"]),
-            "select": len(work.samples["select"]),
-        },
+        **used(bundle.manifest.provenance),
         "rows": rows,
         "gate": bundle.manifest.provenance["gate"],
+    }
+
+
+def used(provenance: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Say how many images and labels of each split the build has learnt or chosen from."""
+    merge, realign = provenance["merge"], provenance["realign"]
+    chosen = merge if merge.get("by", SELECT) == SELECT else {}
+    looks = [realign, merge.get("learned", {}), merge.get("evidence", {})]
+    looks += [merge] if not chosen else []
+    return {
+        f"{what}_used": {
+            "realign": max(look.get(what, 0) for look in looks),
+            "select": max(realign.get(f"select_{what}", 0), chosen.get(what, 0)),
+        }
+        for what in ("images", "labels")
     }
 
 
@@ -84,21 +98,22 @@ def study_rows(work: Workshop, samples: Samples, bundle: Bundle) -> list[Row]:
     row("base + experts' heads", measure(work, work.base, work.expert_heads(), samples))
     row("merged + experts' heads", measure(work, merged.tensors, work.expert_heads(), samples))
     if work.recipe.realign:
-        control = base_realigned(work)
-        row(
-            "base + re-aligned heads", measure(work, work.base, split_heads(work, control), samples)
-        )
-        heads = split_heads(work, aligned.tensors)
-        row("merged + re-aligned heads", measure(work, merged.tensors, heads, samples))
+        for name, before, after in (
+            ("base", work.base, base_realigned(work)),
+            ("merged", merged.tensors, aligned.tensors),
+        ):
+            encoder, heads = shared_encoder(before, after), split_heads(work, after)
+            told = f"{name} + re-aligned heads" if encoder is before else f"{name}, re-aligned"
+            row(told, measure(work, encoder, heads, samples))
     row("the bundle, in ONNX Runtime", measure_bundle(bundle, samples))
     return rows
 
 
 def base_realigned(work: Workshop) -> StateDict:
-    """Re-align the heads to the base itself: the control that says what merging is worth."""
+    """Run the same steps on the base itself: the control that says what merging is worth."""
     steps = [step.model_dump(mode="json") for step in work.recipe.realign]
     inputs = {**work.inputs(), "steps": steps}
-    return work.stages.run("control", inputs, lambda: realign_heads(work, work.base)).tensors
+    return work.stages.run("control", inputs, lambda: run_steps(work, work.base)).tensors
 
 
 def measure_bundle(bundle: Bundle, samples: Samples) -> dict[str, float]:

@@ -21,6 +21,7 @@ from simo_build.loading import LoadedRecipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Progress, Silent
 from simo_runtime.errors import RecipeError, unknown
+from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
 
 
@@ -145,7 +146,8 @@ def _train_head(
 
     return fit(
         model.head,
-        spec=spec,
+        metric=spec.metric,
+        better=metric_named(spec.metric).better,
         schedule=train.head,
         limits=train,
         images=len(truth),
@@ -188,7 +190,8 @@ def _train_all(
 
     return fit(
         model,
-        spec=spec,
+        metric=spec.metric,
+        better=metric_named(spec.metric).better,
         schedule=train.full,
         limits=train,
         images=len(images),

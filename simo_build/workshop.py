@@ -1,6 +1,6 @@
 """What the stages of a build share: base, experts, images, and how they are measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,9 +96,12 @@ class Workshop:
             )
 
     @cached_property
-    def samples(self) -> dict[str, Samples]:
-        """The labelled images that a build may look at: `realign` and `select`, never `test`."""
-        return {role: self.split(role) for role in ("realign", "select")}
+    def samples(self) -> Mapping[str, Samples]:
+        """The labelled images that a build may look at: `realign` and `select`, never `test`.
+
+        Each is read when it is first asked for.
+        """
+        return Splits(self.split)
 
     def split(self, role: str) -> Samples:
         """Read one split with the truths of every task."""
@@ -160,6 +163,29 @@ class Workshop:
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}
         return found
+
+
+class Splits(Mapping[str, Samples]):
+    """The splits that a build may learn and choose from, read when they are needed."""
+
+    ROLES = ("realign", "select")
+
+    def __init__(self, read: Callable[[str], Samples]) -> None:
+        self._read = read
+        self._found: dict[str, Samples] = {}
+
+    def __getitem__(self, role: str) -> Samples:
+        if role not in self.ROLES:
+            raise KeyError(role)
+        if role not in self._found:
+            self._found[role] = self._read(role)
+        return self._found[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ROLES)
+
+    def __len__(self) -> int:
+        return len(self.ROLES)
 
 
 def _spread(count: int, there: int) -> NDArray[np.int64]:

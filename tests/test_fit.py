@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simo_build.fit import Outcome, fit, flipped, shuffled, warmup_share
 from simo_build.progress import Silent
 from simo_runtime.errors import TrainError
+from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
 
 ERROR = TaskSpec(name="depth", kind="depth", channels=1, metric="absolute_error")  # lower is better
@@ -34,7 +35,8 @@ def run(
 
     return fit(
         module,
-        spec=spec,
+        metric=spec.metric,
+        better=metric_named(spec.metric).better,
         schedule=SimpleNamespace(epochs=epochs, lr=0.05, weight_decay=0.0),
         limits=SimpleNamespace(batch=2, warmup=warmup, clip=25.0),
         images=IMAGES,

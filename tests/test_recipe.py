@@ -207,7 +207,10 @@ def test_an_unknown_key_is_named_with_its_path_and_the_closest_one(
         ({"tasks__seg__target": DELETE}, r"tasks\.seg: `target` says where its truth lies"),
         ({"data": DELETE, "merge": {"choose": {"alpha": [0.1]}}}, r"`merge\.choose` need `data`"),
         ({"data": DELETE, "realign": [{"step": "head"}]}, "`realign` and .* need `data`"),
-        ({"realign": [{"step": "heads"}]}, r"realign\.0\.step: Input should be 'head'"),
+        (
+            {"realign": [{"step": "heads"}]},
+            r"realign\.0\.step: there is no step 'heads'; did you mean 'head'",
+        ),
         ({"merge__choose": {"alpha": [0.1]}}, "merge: alpha is in both `params` and `choose`"),
         ({"merge": {"choose": {"alpha": []}}}, "merge: `choose` needs at least one value"),
         ({"merge__lines": {"bta": 1}}, r"merge\.lines\.bta: unknown key; did you mean 'beta'\?"),

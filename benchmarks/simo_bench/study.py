@@ -33,6 +33,7 @@ from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import merge
 from simo_build.progress import Bars, Progress
 from simo_build.proxies import PROXIES, SIMILARITIES
+from simo_build.realign import shared_encoder
 from simo_build.recipe import MergePart
 from simo_build.report import commit, cpu_name, without_paths, write_json
 from simo_build.several import SEVERAL
@@ -134,7 +135,7 @@ class Study:
             heads = split_heads(self.work, aligned.tensors) if aligned else None
             found = measure(
                 self.work,
-                merged.tensors,
+                shared_encoder(merged.tensors, aligned.tensors) if aligned else merged.tensors,
                 heads or self.work.expert_heads(),
                 self.samples[split],
             )

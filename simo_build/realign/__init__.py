@@ -1,0 +1,45 @@
+"""Re-align what merging bent out of shape: the recipe's `realign` steps, one after another.
+
+A step takes the shared model and gives another, with a log of what it used; `STEPS` holds one
+function for each.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from simo_build.realign.bench import Bench, Log, SharedModel, looked_at
+from simo_build.realign.head import realign_heads
+from simo_build.realign.joint import distill
+from simo_build.statedict import StateDict, part, prefixed
+from simo_build.workshop import Workshop, flat_heads
+
+ENCODER = "encoder."  # no task can be called so
+
+STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] = {
+    "distill": distill,
+    "head": realign_heads,
+}
+
+
+def run_steps(work: Workshop, encoder: StateDict) -> tuple[StateDict, dict[str, Any]]:
+    """Re-align the experts' heads and an encoder to each other.
+
+    Gives the heads' tensors, `<task>.<tensor>`, and those of the encoder, `encoder.<tensor>`, if a
+    step has changed it; and a log of what every step used and did.
+    """
+    bench, model = Bench(work), SharedModel(encoder, work.expert_heads())
+    steps: list[Log] = []
+    for step in work.recipe.realign:
+        model, log = STEPS[step.step](bench, model, step)
+        steps.append({"step": step.step, **log})
+    used = {key: max(log[key] for log in steps) for key in looked_at(0, 0, 0, 0)}
+    metrics = bench.measured(model.heads, bench.features(model.encoder, "select"))
+    tensors = flat_heads(model.heads)
+    if model.encoder is not encoder:
+        tensors |= prefixed(model.encoder, ENCODER)
+    return tensors, {**used, "steps": steps, "metrics": metrics}
+
+
+def shared_encoder(merged: StateDict, aligned: Mapping[str, Any]) -> StateDict:
+    """Give the encoder after re-alignment: the merged one if no step changed it."""
+    return part(aligned, ENCODER) or merged

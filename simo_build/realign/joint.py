@@ -1,0 +1,245 @@
+"""Steps that train the encoder and all heads together, held to the experts or to the truths.
+
+The experts are free teachers: what they and their heads say of an image needs no label.
+
+Shapes: n images, B of a batch, S tokens, D width, K channels, H x W pixels, T tasks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from simo_build.data import Samples
+from simo_build.devices import device
+from simo_build.encoder import Encoder
+from simo_build.features import BATCH, compute_features, take
+from simo_build.fit import Outcome, fit
+from simo_build.heads import Head
+from simo_build.learned.lessons import by_features
+from simo_build.losses import TORCH_KINDS, TorchKind
+from simo_build.progress import Silent
+from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
+from simo_build.statedict import StateDict
+from simo_build.steps import DistillStep, JointStep
+
+TINY = 1e-12  # a loss below this is rounding, and no unit to measure others in
+
+# Takes the taps of a batch, a task's raw output, and the indices; gives the mean loss.
+Term = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+
+
+class Joint(nn.Module):
+    """An encoder and all heads in one module, to be trained together."""
+
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], *, bf16: bool) -> None:
+        super().__init__()
+        self.encoder, self.tasks, self.bf16 = encoder, tuple(heads), bf16
+        self.heads = nn.ModuleList(heads.values())
+
+    def by_task(self) -> dict[str, Head]:
+        """Give the heads by their tasks."""
+        return dict(zip(self.tasks, self.heads, strict=True))  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+    def forward(self, pixels_BHW3: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Give the taps, and every task's raw output."""
+        with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=self.bf16):
+            taps = self.encoder(pixels_BHW3)
+        taps = [tap.float() for tap in taps]
+        return taps, {task: head(taps) for task, head in self.by_task().items()}
+
+
+def by_truth(kind: TorchKind, truth: Tensor) -> Term:
+    """Hold an output to the truth, by the loss of the task."""
+    return lambda _, raw, index: kind.loss(raw, truth[index].to(raw.device))
+
+
+def by_output(kind: TorchKind, head: Head, taps: Sequence[Tensor]) -> Term:
+    """Hold an output to the one of an expert, whose taps and head are given."""
+
+    def term(_: Sequence[Tensor], raw: Tensor, index: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = head([tap.float() for tap in take(taps, index, raw.device)])
+        return kind.teaching.distance(raw, teacher).mean()
+
+    return term
+
+
+def by_tap(taps: Sequence[Tensor]) -> Term:
+    """Hold the taps to those of an expert: the mean absolute difference."""
+    lesson = by_features(taps)
+    return lambda found, _, index: lesson(found, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Images, and for every task and kind of loss a term; terms are divided by their units."""
+
+    images: Tensor  # uint8 (n, H, W, 3)
+    terms: Mapping[str, Mapping[str, Term]]  # by task, then labels, outputs or features
+    weights: Mapping[str, float]
+
+    def losses(self, joint: Joint, index: Tensor) -> dict[tuple[str, str], Tensor]:
+        """Give every term on some images."""
+        taps, raws = joint(self.images[index].to(joint.encoder.mean.device))
+        return {
+            (task, name): term(taps, raws[task], index)
+            for task, terms in self.terms.items()
+            for name, term in terms.items()
+        }
+
+    def loss(self, joint: Joint, index: Tensor, units: Mapping[tuple[str, str], float]) -> Tensor:
+        """Give the mean over the tasks of the weighted terms, each in units of its own."""
+        found = self.losses(joint, index)
+        parts = [self.weights[key[1]] * loss / units[key] for key, loss in found.items()]
+        return torch.stack(parts).sum() / (len(self.terms) * sum(self.weights.values()))
+
+    @torch.no_grad()
+    def measured(self, joint: Joint, rows: int) -> dict[tuple[str, str], float]:
+        """Give the mean of every term over the first images."""
+        joint.eval()
+        sums: dict[tuple[str, str], float] = {}
+        for index in torch.arange(rows).split(BATCH):
+            for key, loss in self.losses(joint, index).items():
+                sums[key] = sums.get(key, 0.0) + float(loss) * len(index)
+        return {key: total / rows for key, total in sums.items()}
+
+
+def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
+    """Make the lessons of a step on some images; their truths are used if the step says so."""
+    work = bench.work
+    teachers = work.expert_heads() if step.outputs or step.features else {}
+    terms: dict[str, dict[str, Term]] = {}
+    for task, spec in work.recipe.specs().items():
+        kind, mine = TORCH_KINDS[spec.kind], terms.setdefault(task, {})
+        if step.labels:
+            mine["labels"] = by_truth(kind, torch.from_numpy(samples.truths[task]))
+        if not teachers:
+            continue
+        taps = work.features(work.experts[task].encoder, samples, f"expert {task}")
+        taps = [_halved(tap) for tap in taps]
+        if step.outputs:
+            mine["outputs"] = by_output(kind, teachers[task], taps)
+        if step.features:
+            mine["features"] = by_tap(taps)
+    weights = {"labels": float(step.labels), "outputs": step.outputs, "features": step.features}
+    return Lessons(
+        images=torch.from_numpy(samples.images),
+        terms=terms,
+        weights={name: weight for name, weight in weights.items() if weight},
+    )
+
+
+def _halved(tap: Tensor) -> Tensor:
+    """Keep a teacher's taps in half the memory, unless one would overflow."""
+    halved = tap.half()
+    return halved if halved.isfinite().all() else tap
+
+
+def distill(bench: Bench, model: SharedModel, step: DistillStep) -> tuple[SharedModel, Log]:
+    """Train all weights of the encoder and the heads; the best epoch stays."""
+    joint = joined(bench, model, step)
+    log = train_jointly(bench, joint, step)
+    return SharedModel(on_cpu(joint.encoder.weights()), joint.by_task()), log
+
+
+def joined(bench: Bench, model: SharedModel, step: JointStep) -> Joint:
+    """Put a model into one module, its own copies of all weights."""
+    encoder = deepcopy(bench.work.encoder)
+    encoder.load(model.encoder, source="the shared encoder")
+    encoder.requires_grad_(True)
+    heads = {task: deepcopy(head) for task, head in model.heads.items()}
+    return Joint(encoder, heads, bf16=step.precision == "bf16").to(device())
+
+
+def on_cpu(weights: StateDict) -> StateDict:
+    """Give weights as stages keep them."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
+    """Train what asks for a gradient, and leave it at its best epoch; give the log."""
+    own = bench.labelled("realign") if step.labels else bench.bare("realign")
+    samples = bench.mirrored(own) if step.flip else own
+    lessons = lessons_of(bench, step, samples)
+    units = units_of(bench, step, lessons, len(own))
+    select = len(bench.labelled("select") if step.by == "select" else bench.bare("select"))
+    metric, measure = judged(bench, joint, step, units)
+    outcome: Outcome = fit(
+        joint,
+        metric=metric,
+        better=lambda one, other: one > other,
+        schedule=step,
+        limits=step,
+        images=len(samples),
+        generator=seeded(step.seed),
+        loss_of=lambda index: lessons.loss(joint, index, units),
+        measure=measure,
+        label="re-align",
+        progress=bench.progress,
+        ema=step.ema,
+        patience=step.patience,
+    )
+    used = looked_at(
+        len(own), len(own) if step.labels else 0, select, select if step.by == "select" else 0
+    )
+    told = {f"{task}.{name}": unit for (task, name), unit in units.items()}
+    return {**used, "by": step.by, "units": told, **vars(outcome)}
+
+
+def units_of(
+    bench: Bench, step: JointStep, lessons: Lessons, rows: int
+) -> dict[tuple[str, str], float]:
+    """Give what every term is divided by, so that none counts for more for its scale.
+
+    It is the term's value with the base for encoder and the experts' heads, which is how far there
+    is to go, or for labels the expert's own loss on `select`.
+    """
+    start = SharedModel(bench.work.base, bench.work.expert_heads())
+    found = lessons.measured(joined(bench, start, step), rows)
+    if step.units == "experts":
+        found |= {(task, "labels"): loss for task, loss in own_losses(bench)}
+    return {key: unit if unit > TINY else 1.0 for key, unit in found.items()}
+
+
+@torch.no_grad()
+def own_losses(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Give every expert's loss on the truths of its task, on `select`."""
+    work, samples = bench.work, bench.labelled("select")
+    for task, head in work.expert_heads().items():
+        kind = TORCH_KINDS[work.recipe.specs()[task].kind]
+        taps = work.features(work.experts[task].encoder, samples, f"expert {task}")
+        truth, total = torch.from_numpy(samples.truths[task]), 0.0
+        for index in torch.arange(len(samples)).split(BATCH):
+            raw = head(take(taps, index, device()))
+            total += float(kind.loss(raw, truth[index].to(raw.device))) * len(index)
+        yield task, total / len(samples)
+
+
+def judged(
+    bench: Bench, joint: Joint, step: JointStep, units: Mapping[tuple[str, str], float]
+) -> tuple[str, Callable[[], float]]:
+    """Give what tells the best epoch, the higher the better: its name, and how it is measured.
+
+    By the select split it is equation 1; by teachers, which need no labels, the loss with its
+    sign turned, on the same images.
+    """
+    if step.by == "select":
+        samples = bench.labelled("select")
+
+        def performance() -> float:
+            taps = compute_features(joint.encoder, samples, label="select", progress=Silent())
+            return bench.performance(joint.by_task(), taps)
+
+        return "eq. 1", performance
+    taught = step.model_copy(update={"labels": False})
+    lessons = lessons_of(bench, taught, bench.bare("select"))
+
+    def closeness() -> float:
+        found = lessons.measured(joint, len(lessons.images))
+        parts = [lessons.weights[key[1]] * loss / units[key] for key, loss in found.items()]
+        return -sum(parts) / (len(lessons.terms) * sum(lessons.weights.values()))
+
+    return "closeness", closeness

@@ -1,0 +1,64 @@
+"""The steps of re-alignment as a recipe writes them, told apart by `step`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from simo_build.parts import Part, Positive, Rate, Seed
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class HeadStep(Part):
+    """Re-align the heads: freeze the encoder, compute the features once, train every head."""
+
+    step: Literal["head"]
+    seed: Seed = 0
+    batch: Positive = 16
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    clip: Annotated[float, Field(gt=0)] = 25.0
+    epochs: Positive = 12
+    lr: Rate = 1e-4
+    weight_decay: Weight = 0.05
+    flip: bool = True  # train on the mirrored images too
+
+
+class JointStep(Part):
+    """What steps share that train the encoder together with the heads, by labels or teachers."""
+
+    labels: bool = False  # learn from the truths
+    outputs: Weight = 1.0  # how much the experts' outputs count, beside labels' 1
+    features: Weight = 0.0  # how much the experts' tapped features count
+    units: Literal["base", "experts"] = "base"  # whose losses those of labels are divided by
+    by: Literal["select", "teachers"] = "select"  # what tells the best epoch
+    seed: Seed = 0
+    batch: Positive = 16
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    clip: Annotated[float, Field(gt=0)] = 25.0
+    epochs: Positive = 12
+    lr: Rate = 2e-4
+    weight_decay: Weight = 0.01
+    flip: bool = True  # train on the mirrored images too
+    ema: Share = 0.0  # decay of the average of the weights that is measured and kept; 0: none
+    patience: Positive | None = None  # stop after so many epochs without a better one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> "JointStep":
+        if not (self.labels or self.outputs or self.features):
+            raise ValueError("there is nothing to learn from: set labels, outputs or features")
+        if self.units == "experts" and not self.labels:
+            raise ValueError("units: experts divides the losses of labels, so it needs labels")
+        if self.by == "teachers" and not (self.outputs or self.features):
+            raise ValueError("by: teachers needs teachers: set outputs or features")
+        return self
+
+
+class DistillStep(JointStep):
+    """Train the whole encoder and all heads together."""
+
+    step: Literal["distill"]
+
+
+Step = Annotated[HeadStep | DistillStep, Field(discriminator="step")]

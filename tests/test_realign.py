@@ -1,0 +1,244 @@
+"""Re-alignment steps: what they change, what they look at, and what they say of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from simo_build import data, report, workshop
+from simo_build.build import realign
+from simo_build.data import Samples
+from simo_build.loading import LoadedRecipe, load_recipe
+from simo_build.merging import merge
+from simo_build.progress import Progress, Silent
+from simo_build.realign import STEPS, bench, shared_encoder
+from simo_build.stages import Result
+from simo_build.statedict import part
+from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
+from simo_runtime.errors import RecipeError
+from tests.tiny import SPLITS, opened, write_recipe, write_workplace
+
+QUICK: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "batch": 3}
+ALONE: dict[str, dict[str, Any]] = {
+    "head": {"step": "head", **QUICK},
+    "distill": {"step": "distill", **QUICK},
+}
+JOINT = [name for name in ALONE if name != "head"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_workplace(folder)
+    return folder
+
+
+def aligned(place: Path, out: Path, *steps: dict[str, Any]) -> tuple[Workshop, Result, Result]:
+    """Merge and re-align, stages in a folder of their own."""
+    merging = {"params": {"alpha": 0.5}}
+    work = opened(write_recipe(place, merge=merging, realign=list(steps)))
+    work.stages = workshop.Stages(out, work.stages.progress)
+    merged = merge(work)
+    return work, merged, realign(work, merged)
+
+
+def test_every_step_is_tried_here() -> None:
+    assert set(ALONE) == set(STEPS)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_step_alone_does_not_lose_on_select(place: Path, tmp_path: Path, name: str) -> None:
+    work, merged, found = aligned(place, tmp_path, ALONE[name])
+    select = work.samples["select"]
+    experts = measure_experts(work, select)
+    before = measure(work, merged.tensors, work.expert_heads(), select)
+    encoder = shared_encoder(merged.tensors, found.tensors)
+    after = measure(work, encoder, split_heads(work, found.tensors), select)
+    assert after == pytest.approx(found.log["metrics"])
+    scores = [against(work, one, experts)["normalised_performance"] for one in (before, after)]
+    assert scores[1] >= scores[0]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_the_outcome_is_equation_1_of_what_is_kept(place: Path, tmp_path: Path, name: str) -> None:
+    work, _, found = aligned(place, tmp_path, ALONE[name])
+    experts = measure_experts(work, work.samples["select"])
+    score = against(work, found.log["metrics"], experts)["normalised_performance"]
+    assert found.log["steps"][0]["metric"] == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_same_step_gives_the_same_weights(place: Path, tmp_path: Path, name: str) -> None:
+    one = aligned(place, tmp_path / "one", ALONE[name])[2]
+    torch.rand(1)  # nothing may hang on the global random state
+    other = aligned(place, tmp_path / "other", ALONE[name])[2]
+    assert one.log == other.log
+    assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
+
+
+def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> None:
+    for name, step in ALONE.items():
+        work, merged, found = aligned(place, tmp_path, step)
+        changed = part(found.tensors, "encoder.")
+        assert bool(changed) == (name in JOINT)
+        assert set(changed) in (set(), set(work.base))
+        if changed:
+            assert not all(torch.equal(changed[key], merged.tensors[key]) for key in changed)
+        assert all(
+            torch.equal(work.expert_heads()[task].state_dict()[key], tensor)
+            for task, one in work.experts.items()
+            for key, tensor in one.head.items()
+        )
+
+
+@pytest.mark.parametrize(
+    ("step", "images", "labels", "select_labels"),
+    [
+        ({"step": "head"}, 6, 6, 3),
+        ({"step": "distill"}, 6, 0, 3),
+        ({"step": "distill", "features": 1, "by": "teachers"}, 6, 0, 0),
+        ({"step": "distill", "labels": True}, 6, 6, 3),
+        ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
+    ],
+    ids=str,
+)
+def test_a_step_says_how_many_images_and_labels_it_used(
+    place: Path, tmp_path: Path, step: dict[str, Any], images: int, labels: int, select_labels: int
+) -> None:
+    log = aligned(place, tmp_path, {**step, "epochs": 1})[2].log
+    expected = {
+        "images": images,
+        "labels": labels,
+        "select_images": SPLITS["select"],
+        "select_labels": select_labels,
+    }
+    assert {key: log["steps"][0][key] for key in expected} == expected
+    assert {key: log[key] for key in expected} == expected
+
+
+Reads = list[tuple[str, tuple[str, ...]]]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """The splits that are read, and the tasks whose truths are read with them."""
+    seen: Reads = []
+    whole = data.load_split
+
+    def spy(
+        loaded: LoadedRecipe, split: str, *, tasks: Sequence[str], progress: Progress
+    ) -> Samples:
+        seen.append((split, tuple(tasks)))
+        return whole(loaded, split, tasks=tasks, progress=progress)
+
+    for module in (workshop, bench):
+        monkeypatch.setattr(module, "load_split", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_no_step_reads_the_test_split(place: Path, tmp_path: Path, reads: Reads, name: str) -> None:
+    aligned(place, tmp_path, ALONE[name])
+    assert {split for split, _ in reads} == {"realign", "select"}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_no_step_sees_an_image_of_the_test_split(place: Path, tmp_path: Path, name: str) -> None:
+    step = ALONE[name]
+    before = aligned(place, tmp_path / "one", step)[2]
+    hidden = place / "hidden"
+    numbers = range(sum(SPLITS.values()) - SPLITS["test"], sum(SPLITS.values()))
+    files = [p for n in numbers for p in (place / "data").glob(f"*/{n:04d}.png")]
+    assert len(files) == 3 * SPLITS["test"]
+    hidden.mkdir()
+    moves = {path: hidden / f"{path.parent.name}-{path.name}" for path in files}
+    try:
+        for path, away in moves.items():
+            path.rename(away)
+        after = aligned(place, tmp_path / "two", step)[2]
+    finally:
+        for path, away in moves.items():
+            away.rename(path)
+        hidden.rmdir()
+    assert all(torch.equal(before.tensors[key], after.tensors[key]) for key in before.tensors)
+
+
+def test_without_labels_no_truth_of_realign_is_read(
+    place: Path, tmp_path: Path, reads: Reads
+) -> None:
+    aligned(place, tmp_path, ALONE["distill"])
+    assert ("realign", ()) in reads
+    assert all(not tasks for split, tasks in reads if split == "realign")
+
+
+def test_an_average_of_the_weights_is_another_model(place: Path, tmp_path: Path) -> None:
+    plain = aligned(place, tmp_path, ALONE["distill"])[2]
+    averaged = aligned(place, tmp_path, {**ALONE["distill"], "ema": 0.9})[2]
+    assert plain.log["steps"][0]["history"] != averaged.log["steps"][0]["history"]
+
+
+def test_a_teacher_is_followed(place: Path, tmp_path: Path) -> None:
+    step = {"step": "distill", "by": "teachers", "epochs": 6, "lr": 1e-3, "batch": 3}
+    merging = {"params": {"alpha": 0.5}}
+    learnt_on = {"root": "data", "select": "realign"}
+    path = write_recipe(place, merge=merging, data=learnt_on, realign=[step])
+    work = opened(path)
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    log = realign(work, merge(work)).log["steps"][0]
+    assert log["history"][0] > -1  # nearer to the experts than the base is, which has -1
+    assert log["history"][-1] > log["history"][0] + 0.05
+
+
+def test_who_is_the_teacher_has_nothing_to_learn(place: Path, tmp_path: Path) -> None:
+    step = {"step": "distill", "by": "teachers", "features": 1, "epochs": 1, "lr": 1e-3}
+    merging = {"params": {"alpha": 1.0}}
+    work = opened(write_recipe(place, ("depth",), merge=merging, realign=[step]))
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    log = realign(work, merge(work)).log["steps"][0]
+    assert log["history"][0] == pytest.approx(0, abs=2e-3)  # teachers are kept in half precision
+
+
+def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
+    log = aligned(place, tmp_path, ALONE["distill"], ALONE["head"])[2].log
+    assert [step["step"] for step in log["steps"]] == ["distill", "head"]
+    assert log["labels"] == SPLITS["realign"]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ({"step": "distil"}, r"realign\.0\.step: there is no step 'distil'; did you mean 'dist"),
+        ({"lr": 1e-3}, r"realign\.0\.step: Field required"),
+        ({"step": "distill", "label": True}, r"realign\.0\.label: .*; did you mean 'labels'\?"),
+        ({"step": "head", "ema": 0.9}, r"realign\.0\.ema: unknown key"),
+        ({"step": "distill", "ema": 1}, r"realign\.0\.ema: Input should be less than 1"),
+        ({"step": "distill", "outputs": 0}, r"realign\.0: there is nothing to learn from"),
+        ({"step": "distill", "units": "experts"}, r"realign\.0: units: experts .* needs labels"),
+        (
+            {"step": "distill", "labels": True, "outputs": 0, "by": "teachers"},
+            r"realign\.0: by: teachers needs teachers",
+        ),
+        ("distill", r"realign\.0: must be keys with values"),
+    ],
+    ids=str,
+)
+def test_a_step_that_cannot_be_is_refused(tmp_path: Path, step: object, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(str(write_recipe(tmp_path, realign=[step])))
+
+
+def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
+    place: Path, tmp_path: Path
+) -> None:
+    step = {**ALONE["distill"], "lr": 1e-2, "features": 1}
+    loaded = load_recipe(str(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=[step])))
+    found = report.study(loaded, tmp_path / "bundle", "select", progress=Silent())
+    rows = {row["row"]: row["metrics"] for row in found["rows"]}
+    assert "base, re-aligned" in rows
+    told = rows["the bundle, in ONNX Runtime"]
+    assert told == pytest.approx(rows["merged, re-aligned"], rel=1e-4)
+    assert told != pytest.approx(rows["merged + experts' heads"], rel=1e-4)
+    assert found["labels_used"] == {"realign": 0, "select": SPLITS["select"]}
+    assert found["images_used"] == {"realign": SPLITS["realign"], "select": SPLITS["select"]}
