@@ -8,6 +8,7 @@ from simo_build.parts import Part, Positive, Rate, Seed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+Layer = Literal["qkv", "proj", "fc1", "fc2"]  # the linear layers of a block
 
 
 class HeadStep(Part):
@@ -61,4 +62,15 @@ class DistillStep(JointStep):
     step: Literal["distill"]
 
 
-Step = Annotated[HeadStep | DistillStep, Field(discriminator="step")]
+class LoraStep(JointStep):
+    """Train low-rank changes of the encoder's linear layers, and all heads; then fold them in."""
+
+    step: Literal["lora"]
+    rank: Positive = 16
+    scale: Annotated[float, Field(gt=0)] = 1.0  # W + scale B A
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)] = ("qkv", "proj", "fc1", "fc2")
+    lr: Rate = 1e-3
+    weight_decay: Weight = 0.0
+
+
+Step = Annotated[HeadStep | DistillStep | LoraStep, Field(discriminator="step")]

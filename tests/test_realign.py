@@ -24,6 +24,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "batch": 3}
 ALONE: dict[str, dict[str, Any]] = {
     "head": {"step": "head", **QUICK},
     "distill": {"step": "distill", **QUICK},
+    "lora": {"step": "lora", **QUICK, "rank": 2},
 }
 JOINT = [name for name in ALONE if name != "head"]
 
@@ -99,6 +100,7 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
         ({"step": "head"}, 6, 6, 3),
         ({"step": "distill"}, 6, 0, 3),
         ({"step": "distill", "features": 1, "by": "teachers"}, 6, 0, 0),
+        ({"step": "lora"}, 6, 0, 3),
         ({"step": "distill", "labels": True}, 6, 6, 3),
         ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
     ],
@@ -220,6 +222,9 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
             {"step": "distill", "labels": True, "outputs": 0, "by": "teachers"},
             r"realign\.0: by: teachers needs teachers",
         ),
+        ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),
+        ({"step": "lora", "layers": []}, r"realign\.0\.layers"),
+        ({"step": "lora", "rank": 0}, r"realign\.0\.rank: Input should be greater than 0"),
         ("distill", r"realign\.0: must be keys with values"),
     ],
     ids=str,

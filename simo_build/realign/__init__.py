@@ -10,6 +10,7 @@ from typing import Any
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at
 from simo_build.realign.head import realign_heads
 from simo_build.realign.joint import distill
+from simo_build.realign.lora import lora
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.workshop import Workshop, flat_heads
 
@@ -18,6 +19,7 @@ ENCODER = "encoder."  # no task can be called so
 STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] = {
     "distill": distill,
     "head": realign_heads,
+    "lora": lora,
 }
 
 
