@@ -1,16 +1,18 @@
-"""Features of a frozen encoder, computed once and kept in memory.
+"""Features of a frozen encoder, computed once and kept: in memory, or in files if they are large.
 
 Shapes: n images, S tokens, D width.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from simo_build.data import Samples
 from simo_build.encoder import Encoder
 from simo_build.progress import Progress
+from simo_build.room import room_for
 
 BATCH = 16
 
@@ -28,7 +30,8 @@ def compute_features(
         pixels = torch.from_numpy(samples.images[start : start + BATCH]).to(device)
         taps = encoder(pixels)
         if not whole:
-            whole = [torch.empty(len(samples), *tap.shape[1:]) for tap in taps]
+            shapes = [(len(samples), *tap.shape[1:]) for tap in taps]
+            whole = [torch.from_numpy(room_for(shape, np.float32)) for shape in shapes]
         for store, tap in zip(whole, taps, strict=True):
             store[start : start + len(tap)] = tap.cpu()
     return whole

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from simo_build.parts import Part, Positive, Rate, Seed, Triple
 from simo_build.proxies import SELECT, check_choice
+from simo_build.sources import KEYS_OF, UNTARGETED, DataPart, Target
 from simo_build.steps import Step
 from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
@@ -19,9 +20,6 @@ from simo_runtime.tasks import TaskSpec, kind_named
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
-
-# Kinds whose truth is the image itself, so that no file holds it.
-UNTARGETED = frozenset({"autoencoding"})
 
 
 class EncoderPart(Part):
@@ -63,13 +61,6 @@ class ImagePart(Part):
         return std
 
 
-class Target(Part):
-    """Where the truth of a task lies in a folder data set."""
-
-    folder: str
-    map: str | None = None  # a table in meta.json from stored classes to the recipe's
-
-
 class TaskPart(Part):
     """One task: what it predicts, with which head, from which expert."""
 
@@ -93,14 +84,28 @@ class TaskPart(Part):
         return labels
 
     @model_validator(mode="after")
+    def _target_fits_kind(self) -> "TaskPart":
+        if self.target is None:
+            return self
+        if self.kind in UNTARGETED:
+            raise ValueError(f"the truth of kind {self.kind} is the image; `target` has no meaning")
+        for key in sorted(self.target.given() & set(KEYS_OF)):
+            if self.kind not in KEYS_OF[key]:
+                raise ValueError(f"target.{key} has no meaning for kind {self.kind}")
+        classes = self.target.classes
+        if classes is not None and not len(set(classes)) == len(classes) == len(self.labels):
+            raise ValueError(
+                f"target.classes must be {len(self.labels)} different numbers, one for each label"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_kind(self) -> "TaskPart":
         kind = kind_named(self.kind)
         if kind.channels is None and not 2 <= len(self.labels) <= 255:
             raise ValueError(f"kind {self.kind} needs `labels`, 2 to 255 class names")
         if kind.channels is not None and self.labels:
             raise ValueError(f"kind {self.kind} has no classes, so `labels` has no meaning")
-        if self.kind in UNTARGETED and self.target is not None:
-            raise ValueError(f"the truth of kind {self.kind} is the image; `target` has no meaning")
         if self.metric:
             _checked(metric_named, self.metric)
         if self.metric not in ("", *kind.metrics):
@@ -108,17 +113,6 @@ class TaskPart(Part):
                 f"metric {self.metric}: kind {self.kind} has {', '.join(kind.metrics)}"
             )
         return self
-
-
-class DataPart(Part):
-    """The labelled multi-task images."""
-
-    format: str = "folder"
-    root: str
-    train: str = "train"  # the splits' names in the data set, by what they serve
-    realign: str = "realign"
-    select: str = "select"
-    test: str = "test"
 
 
 class Phase(Part):

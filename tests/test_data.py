@@ -11,18 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simo_build.data import (
-    DECODERS,
-    FolderDataset,
-    Samples,
-    fill_colour,
-    fit_truth,
-    load_split,
-    open_dataset,
-)
+from simo_build.data import Samples, fill_colour, fit_truth, load_split, open_dataset
+from simo_build.formats.folder import DECODERS, FolderDataset
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
-from simo_build.recipe import UNTARGETED, Recipe, Target, TaskPart
+from simo_build.recipe import Recipe, TaskPart
+from simo_build.sources import UNTARGETED, Target
 from simo_runtime.errors import DataError, ImageError, UnknownNameError
 from simo_runtime.metrics import IGNORE
 from simo_runtime.placement import Placement

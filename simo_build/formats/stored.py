@@ -1,0 +1,148 @@
+"""From stored numbers to truths: what a file holds, brought to the scale of its kind of task.
+
+Shapes: H x W pixels.  DECODERS holds one function a kind.  What is no truth becomes the `empty`
+of the kind (`simo_runtime.tasks`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_build.recipe import TaskPart
+from simo_runtime.errors import DataError
+from simo_runtime.metrics import IGNORE, unit
+from simo_runtime.scales import log_depth
+
+Array = NDArray[Any]
+Signs = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How a format stores a truth.
+
+    scale     depth, disparity: what a stored number is multiplied with
+    invalid   the stored number of a pixel without truth
+    span      edges, keypoints: the stored numbers that become -1 and 1; the rest is cut to them.
+              None: whole numbers reach from 0 to their type's highest, others are as they are
+    signs     normals: what the stored components are multiplied with
+    table     classes: from a stored number, 0 and up, to a class; past its end there is none
+    """
+
+    scale: float = 1.0
+    invalid: float | None = None
+    span: tuple[float, float] | None = None
+    signs: Signs = (1.0, 1.0, 1.0)
+    table: NDArray[np.uint8] | None = None
+
+
+def read_stored(path: Path) -> Array:
+    """Read a .npy file, or a PNG or TIFF file of any depth; colours are RGB."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    if path.suffix == ".npy":
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not a whole .npy file of numbers: {error}") from error
+    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        raise DataError(f"{path}: not an image file that can be read")
+    return raw[..., ::-1] if raw.ndim == 3 and raw.shape[2] == 3 else np.asarray(raw)
+
+
+def one_channel(raw: Array, path: Path, task: TaskPart) -> Array:
+    """Refuse what is not (H, W) or (H, W, 1) numbers; give (H, W)."""
+    if raw.ndim == 3 and raw.shape[2] == 1:
+        raw = raw[..., 0]
+    if raw.ndim != 2 or raw.dtype.kind not in "uif":
+        raise DataError(
+            f"{path}: {raw.dtype} {raw.shape}; {task.kind} needs numbers (height, width)"
+        )
+    return raw
+
+
+def classes(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.uint8]:
+    """Give class indices; negative numbers, 255, `invalid` and what is no number have none."""
+    raw = one_channel(raw, path, task)
+    known = np.isfinite(raw) & (raw >= 0)
+    if coding.invalid is not None:
+        known &= raw != coding.invalid
+    if raw.dtype.kind == "f" and not np.array_equal(raw[known], np.rint(raw[known])):
+        raise DataError(f"{path}: {raw.dtype} with fractions; classes are whole numbers")
+    if coding.table is None and (raw[known] > IGNORE).any():
+        raise DataError(f"{path}: class {raw[known].max():g}; stored classes are 0 to {IGNORE}")
+    table = np.arange(IGNORE + 1, dtype=np.uint8) if coding.table is None else coding.table
+    known &= raw < len(table)
+    found = np.full(raw.shape, IGNORE, np.uint8)
+    found[known] = table[raw[known].astype(np.int64)]
+    worst = int(found[found != IGNORE].max(initial=0))
+    if worst >= len(task.labels):
+        raise DataError(f"{path}: class {worst}, but the recipe has {len(task.labels)} labels")
+    return found
+
+
+def positive(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
+    """Give values over 0; what is 0, negative, no number or `invalid` becomes 0."""
+    raw = one_channel(raw, path, task)
+    values = raw.astype(np.float32) * np.float32(coding.scale)
+    known = np.isfinite(values) & (values > 0)
+    if coding.invalid is not None:
+        known &= raw != coding.invalid
+    return np.where(known, values, np.float32(0))
+
+
+def logarithmic(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
+    """Give the same, which are metres, on the scale of log_depth; 0 becomes NaN."""
+    metres = positive(raw, path, task, coding)
+    return np.where(metres > 0, log_depth(metres), np.float32(np.nan))
+
+
+def directions(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
+    """Give unit vectors (H, W, 3); (0, 0, 0) and what is no number become (0, 0, 0)."""
+    if raw.shape[2:] != (3,) or raw.dtype.kind not in "uf":
+        raise DataError(f"{path}: {raw.dtype} {raw.shape}; normals need (height, width, 3)")
+    known = np.isfinite(raw).all(axis=-1) & (raw != 0).any(axis=-1)
+    values = raw.astype(np.float32)
+    if raw.dtype.kind == "u":
+        values = values / np.float32(np.iinfo(raw.dtype).max / 2) - np.float32(1)
+    values = np.where(known[..., None], values, np.float32(0))
+    return np.asarray(unit(values) * np.array(coding.signs), np.float32)
+
+
+def strength(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
+    """Give values of -1 to 1; what is no number or `invalid` becomes NaN."""
+    raw = one_channel(raw, path, task)
+    span = coding.span
+    if span is None and raw.dtype.kind in "ui":
+        span = (0.0, float(np.iinfo(raw.dtype).max))
+    values = raw.astype(np.float32)
+    if span is not None:
+        low, high = span
+        values = (np.clip(values, low, high) - np.float32(low)) * np.float32(2 / (high - low)) - 1
+    known = np.isfinite(values)
+    if coding.invalid is not None:
+        known &= raw != coding.invalid
+    return np.where(known, values, np.float32(np.nan)).astype(np.float32)
+
+
+DECODERS: dict[str, Callable[[Array, Path, TaskPart, Coding], Array]] = {
+    "segmentation": classes,
+    "parts": classes,
+    "depth": positive,
+    "log_depth": logarithmic,
+    "disparity": positive,
+    "normals": directions,
+    "edges": strength,
+    "keypoints": strength,
+}
+
+
+def decode(raw: Array, path: Path, task: TaskPart, coding: Coding) -> Array:
+    """Bring stored numbers to the scale of a task's kind."""
+    return DECODERS[task.kind](raw, path, task, coding)
