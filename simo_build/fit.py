@@ -181,16 +181,3 @@ def shuffled(images: int, batch: int, generator: torch.Generator) -> Iterator[Te
 def snapshot(module: nn.Module) -> StateDict:
     """Copy a module's weights."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def flipped(
-    images: Tensor, truth: Tensor, kind: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mirror half of a batch, (B, H, W, 3), with its truth; a mirrored normal turns in x."""
-    mirror = torch.rand(len(images), generator=generator) < 0.5
-    images, truth = images.clone(), truth.clone()
-    images[mirror] = images[mirror].flip(2)
-    truth[mirror] = truth[mirror].flip(2)
-    if kind == "normals":
-        truth[mirror] = truth[mirror] * truth.new_tensor([-1.0, 1.0, 1.0])
-    return images, truth

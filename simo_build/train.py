@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simo_build.augment import augmented
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
 from simo_build.data import Samples, load_split, open_dataset
@@ -14,7 +15,7 @@ from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
 from simo_build.features import compute_features, take
-from simo_build.fit import Outcome, fit, flipped
+from simo_build.fit import Outcome, fit
 from simo_build.hashing import digest
 from simo_build.heads import FeatureShape, Head, make_head
 from simo_build.loading import LoadedRecipe
@@ -168,19 +169,19 @@ def _train_all(
     samples: dict[str, Samples],
     progress: Progress,
 ) -> Outcome:
-    """Phase 2: encoder and head together, on mirrored images too."""
+    """Phase 2: encoder and head together, on images that are changed at random."""
     train, kind = loaded.recipe.train, TORCH_KINDS[spec.kind]
     images = torch.from_numpy(samples["train"].images)
     truth = torch.from_numpy(samples["train"].truths[spec.name])
     where = model.encoder.mean.device
-    mirror = torch.Generator().manual_seed(train.seed + 1)
+    chance = torch.Generator().manual_seed(train.seed + 1)
 
     def loss_of(index: Tensor) -> Tensor:
-        pixels, wanted = images[index], truth[index]
-        if train.flip:
-            pixels, wanted = flipped(pixels, wanted, spec.kind, mirror)
+        pixels, found = augmented(
+            images[index], {spec.name: truth[index]}, {spec.name: spec.kind}, train, chance
+        )
         raw = model(pixels.to(where), half=train.precision == "bf16")
-        return kind.loss(raw, wanted.to(where))
+        return kind.loss(raw, found[spec.name].to(where))
 
     def measure() -> float:
         features = compute_features(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from simo_build.fit import Outcome, fit, flipped, shuffled, warmup_share
+from simo_build.fit import Outcome, fit, shuffled, warmup_share
 from simo_build.progress import Silent
 from simo_runtime.errors import TrainError
 from simo_runtime.metrics import metric_named
@@ -192,51 +192,3 @@ def test_a_warm_up_of_exactly_one_step_is_half_a_step_longer(share: float, steps
 
 def test_other_warm_ups_are_as_the_recipe_says() -> None:
     assert warmup_share(0.05, 1000) == 0.05
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    images = torch.arange(16 * 2 * 3 * 3, dtype=torch.int32).reshape(16, 2, 3, 3)
-    return images, images[..., 0].clone()
-
-
-def test_an_image_and_its_truth_are_mirrored_together() -> None:
-    images, truth = flipped(*batch(), "depth", torch.Generator().manual_seed(0))
-    assert torch.equal(images[..., 0], truth)
-
-
-def test_some_images_are_mirrored_and_some_are_not() -> None:
-    images, _ = flipped(*batch(), "depth", torch.Generator().manual_seed(0))
-    same = (images == batch()[0]).flatten(1).all(dim=1)
-    turned = (images == batch()[0].flip(2)).flatten(1).all(dim=1)
-    assert torch.equal(same, ~turned)
-    assert 0 < int(turned.sum()) < len(images)
-
-
-def test_mirroring_leaves_its_inputs_alone() -> None:
-    images, truth = batch()
-    flipped(images, truth, "depth", torch.Generator().manual_seed(0))
-    assert torch.equal(images, batch()[0])
-    assert torch.equal(truth, batch()[1])
-
-
-def test_the_same_generator_mirrors_the_same_images() -> None:
-    one, other = (flipped(*batch(), "depth", torch.Generator().manual_seed(5))[0] for _ in range(2))
-    assert torch.equal(one, other)
-
-
-def test_a_mirrored_normal_turns_in_x_alone() -> None:
-    images = torch.zeros(16, 1, 2, 3)
-    truth = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).expand(16, 1, 2, 3)
-    _, mirrored = flipped(images, truth, "normals", torch.Generator().manual_seed(0))
-    turned = torch.tensor([[-0.4, 0.5, 0.6], [-0.1, 0.2, 0.3]])
-    found = {str(one.tolist()) for one in mirrored[:, 0]}
-    assert found == {str(truth[0, 0].tolist()), str(turned.tolist())}
-
-
-def test_classes_are_mirrored_as_bytes() -> None:
-    truth = torch.tensor([[[0, 255]]], dtype=torch.uint8).expand(16, 1, 2)
-    _, mirrored = flipped(
-        torch.zeros(16, 1, 2, 3), truth, "segmentation", torch.Generator().manual_seed(0)
-    )
-    assert mirrored.dtype == torch.uint8
-    assert {tuple(row.flatten().tolist()) for row in mirrored} == {(0, 255), (255, 0)}

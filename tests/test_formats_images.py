@@ -26,11 +26,11 @@ def mine(root: Path, tasks: dict[str, Any], **data: Any) -> LoadedRecipe:
     return on(root, given, tasks, SIZE)
 
 
-def first(root: Path, kind: str, raw: Array, suffix: str = ".png", **target: Any) -> Array:
+def first(root: Path, kind: str, raw: Array, ending: str = ".png", **target: Any) -> Array:
     """Write one image and its map, and give the truth that is read."""
     for name in ("a", "b"):
         save(root / "photos" / f"{name}.png", grey(7))
-        save(root / "maps" / f"{name}{suffix}", raw)
+        save(root / "maps" / f"{name}{ending}", raw)
     labels = {"labels": ["x", "y", "z"]} if kind in ("segmentation", "parts") else {}
     task = {"kind": kind, **labels, "target": {"folder": "maps", **target}}
     data = {"splits": {"train": 0.5, "select": 0.5}}

@@ -162,8 +162,8 @@ def test_images_and_truths_are_turned_round(root: Path) -> None:
 def test_there_are_40_classes_too(root: Path) -> None:
     labels = [str(number) for number in range(40)]
     target = {"folder": "labels", "map": "to40"}
-    samples = read(nyu(root, all={"kind": "segmentation", "labels": labels, "target": target}))
-    assert samples.truths["all"][0].tolist() == [[3, 1, 0], [38, IGNORE, 3]]
+    samples = read(nyu(root, forty={"kind": "segmentation", "labels": labels, "target": target}))
+    assert samples.truths["forty"][0].tolist() == [[3, 1, 0], [38, IGNORE, 3]]
 
 
 def test_test_images_are_parted_as_the_paper_does(root: Path) -> None:

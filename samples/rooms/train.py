@@ -19,10 +19,11 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from samples.rooms.render import write_dataset  # noqa: E402  # found through the path above
+from simo_build.augment import flipped  # noqa: E402
 from simo_build.checkpoints import write_tensors  # noqa: E402
 from simo_build.data import Samples, load_split  # noqa: E402
 from simo_build.encoder import Encoder, randomise  # noqa: E402
-from simo_build.fit import flipped, shuffled  # noqa: E402
+from simo_build.fit import shuffled  # noqa: E402
 from simo_build.heads import make_head  # noqa: E402
 from simo_build.loading import LoadedRecipe, load_recipe  # noqa: E402
 from simo_build.losses import TORCH_KINDS  # noqa: E402

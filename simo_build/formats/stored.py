@@ -121,14 +121,14 @@ def strength(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[
     span = coding.span
     if span is None and raw.dtype.kind in "ui":
         span = (0.0, float(np.iinfo(raw.dtype).max))
-    values = raw.astype(np.float32)
+    values = raw.astype(np.float64)
     if span is not None:
         low, high = span
-        values = (np.clip(values, low, high) - np.float32(low)) * np.float32(2 / (high - low)) - 1
+        values = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
     known = np.isfinite(values)
     if coding.invalid is not None:
         known &= raw != coding.invalid
-    return np.where(known, values, np.float32(np.nan)).astype(np.float32)
+    return np.where(known, values, np.nan).astype(np.float32)
 
 
 DECODERS: dict[str, Callable[[Array, Path, TaskPart, Coding], Array]] = {
