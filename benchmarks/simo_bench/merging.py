@@ -281,7 +281,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.option("--mergekit", type=click.Path(exists=True, dir_okay=False), help="mergekit-pytorch")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=0), default=7, show_default=True)
 @click.option("--methods/--no-methods", default=True, help="Also run every other method once.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @polite
@@ -294,7 +294,7 @@ def main(mergekit: str | None, rounds: int, methods: bool, json_file: Path | Non
             "schema": SCHEMA,
             "weights": weights,
             "thresholds": thresholds(folder, OURS["ties"]["density"]),
-            "compared": [compare(folder, method, mergekit, rounds) for method in OURS],
+            "compared": [compare(folder, one, mergekit, rounds) for one in OURS if rounds],
             "methods": every_method(folder) if methods else {},
             "command": shlex.join(
                 ["python", "-m", "simo_bench.merging", *without_paths(sys.argv[1:])]

@@ -98,7 +98,7 @@ def merging() -> str:
 
 def every() -> str:
     """The times of all methods at ViT-B shapes."""
-    rows = read("merging-vit-base.json")["methods"].items()
+    rows = read("merging-vit-base-methods.json")["methods"].items()
     cells = [f"`{name}` {row['seconds']:.1f} s" for name, row in rows]
     return ", ".join(sorted(cells)) + "."
 
