@@ -68,26 +68,30 @@ def every_matrix(deltas: Sequence[Delta], parts: Parts) -> Iterator[Tensor]:
         yield from parts.of(name, stacked(deltas, name))
 
 
-def svd(matrix_MN: Tensor, *, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def svd(
+    matrix_MN: Tensor, *, floor: float = 0.0, keep: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Decompose in float64 into U (M, R), S (R,) and V (R, N), without the null directions.
 
     Directions whose singular value is at most `floor`, or rounding beside the largest, are left
-    out: they are arbitrary, so nothing may depend on them. Mostly the eigenvectors of the smaller
-    Gram matrix are exact enough, and cost less.
+    out: they are arbitrary, so nothing may depend on them. So are those after the first `keep`.
+    Mostly the eigenvectors of the smaller Gram matrix are exact enough, and cost less.
     """
     if matrix_MN.shape[0] < matrix_MN.shape[1]:
-        v_NR, s_R, u_RM = svd(matrix_MN.T, floor=floor)
+        v_NR, s_R, u_RM = svd(matrix_MN.T, floor=floor, keep=keep)
         return u_RM.T, s_R, v_NR.T
     matrix_MN = matrix_MN.double()
     squares_N, v_NN = torch.linalg.eigh(matrix_MN.T @ matrix_MN)
     squares_N, v_NN = squares_N.flip(0), v_NN.flip(1)
-    if squares_N[-1] * CONDITION**2 > squares_N[0]:
-        s_N = squares_N.sqrt()
-        u_MN, v_NN = matrix_MN @ v_NN / s_N, v_NN.T
+    count = len(squares_N) if keep is None else min(keep, len(squares_N))
+    if count == 0 or squares_N[count - 1] * CONDITION**2 > squares_N[0]:
+        s_R, v_NR = squares_N[:count].sqrt(), v_NN[:, :count]
+        u_MR, v_RN = matrix_MN @ v_NR / s_R, v_NR.T
     else:
         u_MN, s_N, v_NN = torch.linalg.svd(matrix_MN, full_matrices=False)
-    rank = int((s_N > (ROUNDING * s_N[0]).clamp(min=floor)).sum())
-    return u_MN[:, :rank], s_N[:rank], v_NN[:rank]
+        u_MR, s_R, v_RN = u_MN[:, :count], s_N[:count], v_NN[:count]
+    rank = int((s_R > (ROUNDING * s_R[:1]).clamp(min=floor)).sum())
+    return u_MR[:, :rank], s_R[:rank], v_RN[:rank]
 
 
 def polar(vectors_MJ: Tensor) -> Tensor:

@@ -51,8 +51,7 @@ Directions = tuple[Tensor, Tensor, Tensor]  # (M, K), (K,), (K, N)
 
 def top(matrix_MN: Tensor, keep: int, *, floor: float = 0.0) -> Directions:
     """Give a matrix's directions of largest singular values, if they are above the floor."""
-    u_MR, s_R, v_RN = svd(matrix_MN, floor=floor)
-    return u_MR[:, :keep], s_R[:keep], v_RN[:keep]
+    return svd(matrix_MN, floor=floor, keep=keep)
 
 
 def orthogonal_sum(kept: Sequence[Directions], *, sigma: float | None = None) -> Tensor:
