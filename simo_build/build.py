@@ -74,7 +74,7 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         return existing
     progress.say("export ...")
     encoder = shared_encoder(merged.tensors, aligned.tensors)
-    work.encoder.load(encoder, source="the shared encoder")
+    work.encoder.load(encoder, source="the shared encoder", adapters=True)
     samples = noise(recipe) if recipe.data is None else first(work.samples["select"], recipe)
     return export_bundle(
         out,

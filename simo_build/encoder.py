@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.statedict import StateDict, misfits
@@ -29,6 +30,35 @@ CLASSIFIER = ("head.", "head_dist.", "fc_norm.", "head_drop.")
 ELSEWHERE = {"self", "img_size", "in_chans", "num_classes", "device", "dtype", "weight_init"}
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError)
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE
+
+
+class Adapter(nn.Module):
+    """B A x, a linear map of low rank beside a block f, which so becomes f(x) + B A x.
+
+    The paper's re-alignment of representations. No block can take it in: f is not linear.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        change_BSD: Tensor = self.up(self.down(x_BSD))
+        return change_BSD
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator) -> None:
+        """Start by changing nothing: A is random, B is zero."""
+        drawn_RD = torch.rand(self.down.weight.shape, generator=generator)
+        self.down.weight.copy_((2 * drawn_RD - 1) / self.down.in_features**0.5)
+        self.up.weight.zero_()
+
+
+def _beside(block: nn.Module, given: tuple[Tensor, ...], out_BSD: Tensor) -> Tensor:
+    """Add what the adapter of a block makes of its input."""
+    change_BSD: Tensor = cast("Adapter", block.adapter)(given[0])
+    return out_BSD + change_BSD
 
 
 class Encoder(nn.Module):
@@ -50,6 +80,7 @@ class Encoder(nn.Module):
         self.vit.set_input_size(img_size=self.geometry.padded_size)
         self.depth = len(self.vit.blocks)  # before those after the last tap are left out
         self.vit.blocks = self.vit.blocks[: part.taps[-1]]
+        self._adapting: list[RemovableHandle] = []
         self.register_buffer("mean", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std", torch.tensor(image.std), persistent=False)
 
@@ -83,8 +114,13 @@ class Encoder(nn.Module):
         """Give the encoder's tensors under timm's own names."""
         return dict(self.vit.state_dict())
 
-    def load(self, state: Mapping[str, Tensor], *, source: str) -> None:
-        """Take weights whose names and shapes must be exactly the encoder's."""
+    def load(self, state: Mapping[str, Tensor], *, source: str, adapters: bool = False) -> None:
+        """Take weights whose names and shapes must be exactly the encoder's.
+
+        Only if the caller says so may they bring adapters beside the blocks.
+        """
+        down_RD = state.get("blocks.0.adapter.down.weight") if adapters else None
+        self.adapt(None if down_RD is None else len(down_RD))
         faults = list(misfits(state, self.vit.state_dict()))
         if faults:
             raise CheckpointError(
@@ -92,6 +128,18 @@ class Encoder(nn.Module):
                 f"{listing(faults)}"
             )
         self.vit.load_state_dict(dict(state))
+
+    def adapt(self, rank: int | None) -> None:
+        """Put an adapter beside every block, or take all away; the numbers in one are not set."""
+        while self._adapting:
+            self._adapting.pop().remove()
+        for block in self.vit.blocks:
+            if hasattr(block, "adapter"):
+                del block.adapter
+            if rank is not None:
+                like = next(block.parameters())
+                block.adapter = Adapter(self.width, rank).to(like.device, like.dtype)
+                self._adapting.append(block.register_forward_hook(_beside))
 
 
 def make_vit(part: EncoderPart) -> VisionTransformer:

@@ -262,6 +262,11 @@ class Recipe(Part):
             raise ValueError(f"tasks: {taken[0]} is a reserved name")
         if self.data is None and (self.realign or self.merge.choose):
             raise ValueError("`realign` and `merge.choose` need `data`")
+        steps = [step.step for step in self.realign]
+        if steps.count("representation") > 1:
+            raise ValueError(
+                "realign: `representation` stands twice; `distill` trains its maps further"
+            )
         if self.data is not None:
             blind = [
                 name

@@ -73,4 +73,14 @@ class LoraStep(JointStep):
     weight_decay: Weight = 0.0
 
 
-Step = Annotated[HeadStep | DistillStep | LoraStep, Field(discriminator="step")]
+class RepresentationStep(JointStep):
+    """Train a linear map of low rank beside every block, f(x) + B A x, and all heads (paper)."""
+
+    step: Literal["representation"]
+    rank: Positive = 16
+    lr: Rate = 1e-3
+    weight_decay: Weight = 0.0
+
+
+AnyStep = HeadStep | DistillStep | LoraStep | RepresentationStep
+Step = Annotated[AnyStep, Field(discriminator="step")]

@@ -131,7 +131,7 @@ class Workshop:
 
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
-        self.encoder.load(weights, source=label)
+        self.encoder.load(weights, source=label, adapters=True)
         return compute_features(self.encoder, samples, label=label, progress=self.stages.progress)
 
     def heads(self, weights: Mapping[str, StateDict] | None = None) -> dict[str, Head]:

@@ -25,6 +25,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "head": {"step": "head", **QUICK},
     "distill": {"step": "distill", **QUICK},
     "lora": {"step": "lora", **QUICK, "rank": 2},
+    "representation": {"step": "representation", **QUICK, "rank": 2},
 }
 JOINT = [name for name in ALONE if name != "head"]
 
@@ -84,8 +85,11 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
         work, merged, found = aligned(place, tmp_path, step)
         changed = part(found.tensors, "encoder.")
         assert bool(changed) == (name in JOINT)
-        assert set(changed) in (set(), set(work.base))
-        if changed:
+        if name == "representation":
+            assert all(torch.equal(changed[key], merged.tensors[key]) for key in work.base)
+            assert {key.split(".")[2] for key in set(changed) - set(work.base)} == {"adapter"}
+        elif changed:
+            assert set(changed) == set(work.base)
             assert not all(torch.equal(changed[key], merged.tensors[key]) for key in changed)
         assert all(
             torch.equal(work.expert_heads()[task].state_dict()[key], tensor)
@@ -234,10 +238,11 @@ def test_a_step_that_cannot_be_is_refused(tmp_path: Path, step: object, told: st
         load_recipe(str(write_recipe(tmp_path, realign=[step])))
 
 
+@pytest.mark.parametrize("name", ["distill", "representation"])
 def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
-    place: Path, tmp_path: Path
+    place: Path, tmp_path: Path, name: str
 ) -> None:
-    step = {**ALONE["distill"], "lr": 1e-2, "features": 1}
+    step = {**ALONE[name], "lr": 1e-2, "features": 1}
     loaded = load_recipe(str(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=[step])))
     found = report.study(loaded, tmp_path / "bundle", "select", progress=Silent())
     rows = {row["row"]: row["metrics"] for row in found["rows"]}
@@ -247,3 +252,21 @@ def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
     assert told != pytest.approx(rows["merged + experts' heads"], rel=1e-4)
     assert found["labels_used"] == {"realign": 0, "select": SPLITS["select"]}
     assert found["images_used"] == {"realign": SPLITS["realign"], "select": SPLITS["select"]}
+
+
+def test_maps_beside_blocks_are_made_once(tmp_path: Path) -> None:
+    twice = [{"step": "representation"}, {"step": "representation"}]
+    with pytest.raises(RecipeError, match="`representation` stands twice"):
+        load_recipe(str(write_recipe(tmp_path, realign=twice)))
+
+
+def test_maps_beside_blocks_outlive_the_steps_after_them(place: Path, tmp_path: Path) -> None:
+    steps = (ALONE["representation"], ALONE["lora"], ALONE["head"], ALONE["distill"])
+    work, merged, found = aligned(place, tmp_path, *steps)
+    encoder = shared_encoder(merged.tensors, found.tensors)
+    assert len(set(encoder) - set(work.base)) == 4
+    select = work.samples["select"]
+    after = measure(work, encoder, split_heads(work, found.tensors), select)
+    assert after == pytest.approx(found.log["metrics"])
+    scores = [log["metric"] for log in found.log["steps"] if log["step"] != "head"]
+    assert scores == sorted(scores)

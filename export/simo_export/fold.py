@@ -40,6 +40,7 @@ class PlainBlock(nn.Module):
     act: nn.Module
     fc1: nn.Linear
     late_scale: float
+    adapter: nn.Module | None
 
     def __init__(self, block: Block, tokens: int) -> None:
         super().__init__()
@@ -55,8 +56,14 @@ class PlainBlock(nn.Module):
         self.proj = _scale_rows(attention.proj, block.ls1)
         self.fc1, self.act = cast("nn.Linear", mlp.fc1), mlp.act
         self.fc2 = _scale_rows(cast("nn.Linear", mlp.fc2), block.ls2)
+        self.adapter = getattr(block, "adapter", None)  # a linear map beside the block
 
     def forward(self, x_BSD: Tensor) -> Tensor:
+        whole_BSD = self.plain(x_BSD)
+        return whole_BSD if self.adapter is None else whole_BSD + self.adapter(x_BSD)
+
+    def plain(self, x_BSD: Tensor) -> Tensor:
+        """Pass the block itself."""
         qkv = self.qkv(self.norm1(x_BSD)).reshape(-1, self.tokens, 3, self.heads, self.head_width)
         stacked = qkv.permute(2, 0, 3, 1, 4)
         query, key, value = self.q_norm(stacked[0]), self.k_norm(stacked[1]), stacked[2]

@@ -11,6 +11,7 @@ from simo_build.realign.bench import Bench, Log, SharedModel, looked_at
 from simo_build.realign.head import realign_heads
 from simo_build.realign.joint import distill
 from simo_build.realign.lora import lora
+from simo_build.realign.representation import representation
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.workshop import Workshop, flat_heads
 
@@ -20,6 +21,7 @@ STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] =
     "distill": distill,
     "head": realign_heads,
     "lora": lora,
+    "representation": representation,
 }
 
 

@@ -148,7 +148,7 @@ def distill(bench: Bench, model: SharedModel, step: DistillStep) -> tuple[Shared
 def joined(bench: Bench, model: SharedModel, step: JointStep) -> Joint:
     """Put a model into one module, its own copies of all weights."""
     encoder = deepcopy(bench.work.encoder)
-    encoder.load(model.encoder, source="the shared encoder")
+    encoder.load(model.encoder, source="the shared encoder", adapters=True)
     encoder.requires_grad_(True)
     heads = {task: deepcopy(head) for task, head in model.heads.items()}
     return Joint(encoder, heads, bf16=step.precision == "bf16").to(device())

@@ -1,0 +1,38 @@
+"""`representation`: a linear map of low rank beside every block, trained with the heads.
+
+From arXiv 2504.11268: f(x) + B A x for every block f. A block is not linear, so that its weights
+cannot take the map in: two small products a block stay in the graph, R / 6 D of a block's own work
+where its MLP is four times as wide as it is.
+
+Shapes: R rank, D width.
+"""
+
+from typing import cast
+
+from simo_build.encoder import Adapter, Encoder
+from simo_build.realign.bench import Bench, Log, SharedModel, seeded
+from simo_build.realign.joint import joined, on_cpu, train_jointly
+from simo_build.steps import RepresentationStep
+
+
+def representation(
+    bench: Bench, model: SharedModel, step: RepresentationStep
+) -> tuple[SharedModel, Log]:
+    """Train maps and heads; the weights of the blocks stay, and so does the best epoch."""
+    joint = joined(bench, model, step)
+    beside(joint.encoder, step)
+    trained = sum(p.numel() for p in joint.encoder.parameters() if p.requires_grad)
+    log = train_jointly(bench, joint, step)
+    encoder = on_cpu(joint.encoder.weights())
+    return SharedModel(encoder, joint.by_task()), {**log, "adapter_weights": trained}
+
+
+def beside(encoder: Encoder, step: RepresentationStep) -> None:
+    """Put maps that start at zero beside all blocks; only they are trained."""
+    encoder.requires_grad_(False)
+    encoder.adapt(step.rank)
+    generator = seeded(step.seed)
+    for block in encoder.vit.blocks:
+        adapter = cast("Adapter", block.adapter)
+        adapter.begin(generator)
+        adapter.requires_grad_(True)
