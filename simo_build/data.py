@@ -72,6 +72,12 @@ def open_dataset(loaded: LoadedRecipe) -> Dataset:
     return FORMATS[data.format].open(root, data)
 
 
+def fingerprint(loaded: LoadedRecipe, tasks: Sequence[str]) -> str:
+    """Hash what the images of a recipe and the truths of some tasks depend on."""
+    targets = [loaded.recipe.tasks[task].target for task in tasks]
+    return open_dataset(loaded).fingerprint({one.folder for one in targets if one is not None})
+
+
 def check_task(where: str, part: TaskPart, name: str, form: Format) -> None:
     """Refuse a kind that a format does not store, and keys of `target` that it does not read."""
     if part.kind not in form.kinds | UNTARGETED:

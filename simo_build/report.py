@@ -159,7 +159,7 @@ def shown(value: float, metric: str) -> str:
     unit = METRICS[metric].unit
     if metric == "mean_iou":
         return f"{100 * value:.2f} %"
-    return f"{value:.2f}{unit}" if unit == "°" else f"{value:.4f} {unit}"
+    return f"{value:.2f}{unit}" if unit == "°" else f"{value:.4f} {unit}".rstrip()
 
 
 def write_json(found: Mapping[str, Any], path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from simo_build.augment import augmented
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
-from simo_build.data import Samples, load_split, open_dataset
+from simo_build.data import Samples, fingerprint, load_split
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
@@ -60,7 +60,7 @@ def expert_key(loaded: LoadedRecipe, task: str, base_hash: str) -> str:
             "train": recipe.train.model_dump(mode="json", exclude_defaults=True),
             "target": recipe.tasks[task].model_dump(mode="json")["target"],
             "splits": [recipe.data.train, recipe.data.select],
-            "data": open_dataset(loaded).fingerprint(),
+            "data": fingerprint(loaded, [task]),
         }
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simo_build.base import load_base
 from simo_build.checkpoints import Expert
-from simo_build.data import Samples, load_split, open_dataset
+from simo_build.data import Samples, fingerprint, load_split, open_dataset
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
@@ -158,7 +158,7 @@ class Workshop:
         }
         data = self.recipe.data
         if data is not None:
-            found["data"] = open_dataset(self.loaded).fingerprint()
+            found["data"] = fingerprint(self.loaded, list(self.recipe.tasks))
             found["splits"] = {"realign": data.realign, "select": data.select}
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}

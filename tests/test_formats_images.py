@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simo_build.data import open_dataset
+from simo_build.data import fingerprint, open_dataset
 from simo_build.loading import LoadedRecipe
 from simo_build.recipe import TaskPart
 from simo_build.sources import DataPart, Target
@@ -277,7 +277,7 @@ def test_the_fingerprint_changes_with_splits_lists_and_files(root: Path) -> None
     (root / "train.txt").write_text("in/photo 01\n")
     (root / "other.txt").write_text("in/photo 03\n")
     seen = {
-        open_dataset(mine(root, {"depth": DEPTH}, **data)).fingerprint()
+        fingerprint(mine(root, {"depth": DEPTH}, **data), ["depth"])
         for data in (
             {},
             {"seed": 1},
@@ -288,8 +288,19 @@ def test_the_fingerprint_changes_with_splits_lists_and_files(root: Path) -> None
     }
     assert len(seen) == 5
     (root / "train.txt").write_text("in/photo 05\n")  # as long as it was
-    again = open_dataset(mine(root, {"depth": DEPTH}, splits={"train": "train.txt"}))
-    assert again.fingerprint() not in seen
+    again = mine(root, {"depth": DEPTH}, splits={"train": "train.txt"})
+    assert fingerprint(again, ["depth"]) not in seen
+
+
+def test_the_fingerprint_is_of_the_images_and_the_maps_of_the_tasks_alone(root: Path) -> None:
+    loaded = mine(root, {"depth": DEPTH, "same": {"kind": "autoencoding"}})
+    before = {task: fingerprint(loaded, [task]) for task in ("depth", "same")}
+    save(root / "experts" / "of another task.png", grey(0))
+    save(root / "depth" / "in" / "photo 01.png", np.zeros((40, 40), np.uint16))
+    assert fingerprint(loaded, ["depth"]) != before["depth"]
+    assert fingerprint(loaded, ["same"]) == before["same"]
+    save(root / "photos" / "more.png", grey(0))
+    assert fingerprint(loaded, ["same"]) != before["same"]
 
 
 def test_keys_that_are_not_given_are_not_in_what_an_experts_name_is_made_of() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simo_build.data import open_dataset
+from simo_build.data import fingerprint, open_dataset
 from simo_build.formats.cityscapes import parts_of
 from simo_build.loading import LoadedRecipe
 from simo_runtime.errors import DataError, RecipeError, SimoError, UnknownNameError
@@ -298,20 +298,26 @@ def test_an_unknown_split_gives_the_closest_one(fixture: str, make: Make, reques
 
 
 @pytest.mark.parametrize(
-    ("fixture", "make", "file"),
+    ("fixture", "make", "task", "file"),
     [
-        ("mtan", nyuv2, "train/depth/0.npy"),
-        ("published", streets, "disparity/val/lindau/lindau_000007_000019_disparity.png"),
+        ("mtan", nyuv2, "depth", "train/depth/0.npy"),
+        (
+            "published",
+            streets,
+            "disparity",
+            "disparity/val/lindau/lindau_000007_000019_disparity.png",
+        ),
     ],
 )
-def test_the_fingerprint_changes_with_the_files(
-    fixture: str, make: Make, file: str, request: Any
+def test_the_fingerprint_changes_with_the_files_of_its_tasks(
+    fixture: str, make: Make, task: str, file: str, request: Any
 ) -> None:
     root = request.getfixturevalue(fixture)
-    before = open_dataset(make(root)).fingerprint()
-    assert open_dataset(make(root)).fingerprint() == before
+    before, other = fingerprint(make(root), [task]), fingerprint(make(root), ["seg"])
+    assert fingerprint(make(root), [task]) == before
     (root / file).write_bytes(b"other")
-    assert open_dataset(make(root)).fingerprint() != before
+    assert fingerprint(make(root), [task]) != before
+    assert fingerprint(make(root), ["seg"]) == other
 
 
 @pytest.mark.parametrize(

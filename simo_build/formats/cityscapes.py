@@ -10,7 +10,7 @@ Parts are 9 of people and vehicles, and 0, the background: everything else.  Dis
 number / 65535 as in MTAN's files, 0 = invalid, whatever size the image comes to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -102,8 +102,10 @@ class CityscapesDataset(Dataset):
             raise unknown("table of Cityscapes (target.map)", wanted, TABLES)
         return decode(raw, path, task, Coding(table=TABLES[wanted]))
 
-    def fingerprint(self) -> str:
-        return sizes_hash(self.root, sorted(ENDINGS), format="cityscapes", seed=SEED)
+    def fingerprint(self, folders: Collection[str]) -> str:
+        every = ("leftImg8bit", *folders)
+        read = [f"{name}/{half}" for half in ("train", "val") for name in every]
+        return sizes_hash(self.root, read, format="cityscapes", seed=SEED)
 
 
 def parts_of(uids_HW: Array, path: Path) -> NDArray[np.uint8]:

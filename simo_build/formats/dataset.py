@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class Dataset(ABC):
         """Read a truth: (H, W) or (H, W, 3), on the scale of its kind, at its image's size."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """Hash what the images and truths depend on, without reading them."""
+    def fingerprint(self, folders: Collection[str]) -> str:
+        """Hash what the images and the truths in some folders depend on, without reading them."""
 
     def known(self, name: str) -> NDArray[np.bool_] | None:
         """Say which pixels (H, W) of an image have a truth at all; None: the truths say it."""
@@ -65,7 +65,7 @@ def split_of(splits: Mapping[str, Sequence[str]], split: str, root: Path) -> lis
 def sizes_hash(root: Path, folders: Iterable[str], **more: Any) -> str:
     """Hash the names and sizes of all files in some folders; reading them all would be slow."""
     sizes = {}
-    for folder in folders:
+    for folder in sorted(set(folders)):
         for where, _, names in os.walk(root / folder):
             for name in names:
                 path = Path(where, name)

@@ -13,7 +13,7 @@ rgb/NNNN.jpg   or .png, uint8 RGB
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class FolderDataset(Dataset):
             raise DataError(f"{path}: missing, or not a PNG file that can be read")
         return DECODERS[task.kind](self, path, raw, task)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, folders: Collection[str] = ()) -> str:
         """Hash meta.json and the names and sizes of all files; reading them all would be slow."""
         paths = sorted(path for path in self.root.rglob("*") if path.is_file())
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}

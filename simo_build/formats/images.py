@@ -15,7 +15,7 @@
     edges, keypoints      whole numbers from 0 = -1 to the highest = 1, or floats; `range`
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -109,14 +109,15 @@ class ImagesDataset(Dataset):
             )
         return found[0]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, folders: Collection[str]) -> str:
         about = self.data.model_dump(mode="json", include={"images", "splits", "seed"})
         lists = [
             (self.root / name).read_text(encoding="utf-8", errors="replace")
             for name in self.data.splits.values()
             if isinstance(name, str) and (self.root / name).is_file()
         ]
-        return sizes_hash(self.root, (".",), format="images", about=about, lists=lists)
+        read = (self.data.images, *folders)
+        return sizes_hash(self.root, read, format="images", about=about, lists=lists)
 
 
 def coding_of(task: TaskPart, raw: Array) -> Coding:

@@ -11,7 +11,7 @@ Truths of one number a pixel may be (H, W) or (H, W, 1).  `splits` says which fi
 paper halves `val` of NYUv2 and keeps a fifth of `train` of Cityscapes, by a generator with seed 42.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -68,8 +68,9 @@ class MtanDataset(Dataset):
         coding = Coding(signs=task.target.signs or (1.0, 1.0, 1.0))
         return decode(read_stored(path), path, task, coding)
 
-    def fingerprint(self) -> str:
-        return sizes_hash(self.root, ("train", "val"), format="mtan", seed=SEED)
+    def fingerprint(self, folders: Collection[str]) -> str:
+        read = [f"{half}/{name}" for half in ("train", "val") for name in ("image", *folders)]
+        return sizes_hash(self.root, read, format="mtan", seed=SEED)
 
 
 def nyuv2_splits(train: list[str], val: list[str]) -> Splits:

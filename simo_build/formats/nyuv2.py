@@ -11,7 +11,7 @@ does: 400 images to validate, of which four fifths are to re-align on and one fi
 and 254 to test.  h5py reads the file; `pip install "simo-runtime[data]"`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class LabelledMat(Dataset):
         mapped = to_40 if name == "to40" else np.array(TO_13)[to_40.astype(int) - 1]
         return np.array([IGNORE, *(mapped - 1)], np.uint8)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, folders: Collection[str]) -> str:
         """Hash the sizes of the three files and the contents of the two small ones."""
         small = [path.read_bytes().hex() for path in self._there(SPLITS, CLASSES)]
         sizes = {path.name: path.stat().st_size for path in self._there(LABELLED, SPLITS, CLASSES)}

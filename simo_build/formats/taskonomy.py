@@ -14,6 +14,7 @@ Where the domain mask_valid is there, what it calls invalid has no truth, nor ha
 it; classes are not masked.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -95,11 +96,11 @@ class TaskonomyDataset(Dataset):
         grown = cv2.dilate((raw == 0).astype(np.uint8), np.ones((3, 3), np.uint8))
         return np.asarray(grown == 0)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, folders: Collection[str]) -> str:
         buildings = [name for every in BUILDINGS.values() for name in every]
-        domains = sorted(path.name for path in self.root.iterdir() if path.is_dir())
-        folders = [f"{domain}/{building}" for domain in domains for building in buildings]
-        return sizes_hash(self.root, folders, format="taskonomy", seed=SEED)
+        domains = ("rgb", "mask_valid", *folders)
+        read = [f"{domain}/{building}" for domain in domains for building in buildings]
+        return sizes_hash(self.root, read, format="taskonomy", seed=SEED)
 
 
 def coding_of(task: TaskPart) -> Coding:
