@@ -57,6 +57,23 @@ def _with_mirrored(maps: Array, *, turns: bool = False) -> Array:
     return both
 
 
+def joined_to(samples: Samples, others: Samples, kinds: Mapping[str, str]) -> Samples:
+    """Put further images behind some; they have no truth, whatever those have."""
+    count = len(samples)
+
+    def grown(maps: Array, empty: float) -> Array:
+        whole = room_for((count + len(others), *maps.shape[1:]), maps.dtype)
+        whole[:count], whole[count:] = maps, empty
+        return whole
+
+    images = grown(samples.images, 0)
+    images[count:] = others.images
+    truths = {
+        task: grown(truth, kind_named(kinds[task]).empty) for task, truth in samples.truths.items()
+    }
+    return Samples(images, truths)
+
+
 def open_dataset(loaded: LoadedRecipe) -> Dataset:
     """Open the data set of a recipe, if its format stores what the tasks need."""
     data = loaded.recipe.data

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from simo_build.parts import Part, Positive, Rate, Seed, Triple
+from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed, Triple
 from simo_build.proxies import SELECT, check_choice
 from simo_build.sources import KEYS_OF, UNTARGETED, DataPart, Target
 from simo_build.steps import Step
@@ -17,7 +17,6 @@ from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
 
-Scale = Annotated[float, Field(ge=1, le=8)]
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
@@ -124,15 +123,6 @@ class Phase(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
-class JitterPart(Part):
-    """How much the colours of training images change at random, each at most."""
-
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0  # factors are 1 - x to 1 + x
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of the circle, either way
-
-
 class TrainPart(Part):
     """How experts are trained: the head on a frozen encoder, then both (paper, section 5)."""
 
@@ -141,7 +131,7 @@ class TrainPart(Part):
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of the steps
     clip: Annotated[float, Field(gt=0)] = 25.0  # largest norm of the gradient
     flip: bool = True  # mirror half of the images
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)  # enlarge by one, crop
+    scales: Scales = (1.0,)  # enlarge by one, crop
     jitter: JitterPart = JitterPart()
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
     store: Literal["fp32", "fp16"] = "fp32"  # of the expert's file
@@ -266,6 +256,11 @@ class Recipe(Part):
         if steps.count("representation") > 1:
             raise ValueError(
                 "realign: `representation` stands twice; `distill` trains its maps further"
+            )
+        unlabelled = any(getattr(step, "unlabelled", False) for step in self.realign)
+        if self.data is not None and unlabelled and self.data.unlabelled is None:
+            raise ValueError(
+                "realign: a step with `unlabelled` needs `data.unlabelled`, a split's name"
             )
         if self.data is not None:
             blind = [

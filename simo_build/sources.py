@@ -66,6 +66,7 @@ class DataPart(Part):
     realign: str = "realign"
     select: str = "select"
     test: str = "test"
+    unlabelled: str | None = None  # further images for steps with `unlabelled`; no truth is read
     images: str = "images"  # format images: the folder of the images
     splits: dict[str, float | str] = Field(default={})  # format images: shares, or files of names
     seed: Seed = 0  # format images: of shares

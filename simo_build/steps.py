@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from simo_build.parts import Part, Positive, Rate, Seed
+from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -41,6 +41,11 @@ class JointStep(Part):
     lr: Rate = 2e-4
     weight_decay: Weight = 0.01
     flip: bool = True  # train on the mirrored images too
+    views: Positive = 1  # of every image: itself, and others enlarged, cropped and recoloured
+    scales: Scales = (1.0,)  # by how much a view is enlarged
+    jitter: JitterPart = JitterPart()  # how much the colours of a view change
+    mirror: bool = False  # an expert's answer is its mean over the image and the mirrored one
+    unlabelled: bool = False  # learn on the images of `data.unlabelled` too, from teachers alone
     ema: Share = 0.0  # decay of the average of the weights that is measured and kept; 0: none
     patience: Positive | None = None  # stop after so many epochs without a better one
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
@@ -53,6 +58,19 @@ class JointStep(Part):
             raise ValueError("units: experts divides the losses of labels, so it needs labels")
         if self.by == "teachers" and not (self.outputs or self.features):
             raise ValueError("by: teachers needs teachers: set outputs or features")
+        return self
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "JointStep":
+        changes = set(self.scales) != {1.0} or any(self.jitter.model_dump().values())
+        if self.views > 1 and not changes:
+            raise ValueError(f"views: {self.views} are all the same; set scales or jitter")
+        if self.views == 1 and changes:
+            raise ValueError("scales and jitter make views; set views to how many of an image")
+        if self.mirror and not (self.outputs and self.flip):
+            raise ValueError("mirror takes the mean of experts' outputs: set outputs and flip")
+        if self.unlabelled and not (self.outputs or self.features):
+            raise ValueError("images without labels need teachers: set outputs or features")
         return self
 
 

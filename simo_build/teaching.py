@@ -6,6 +6,7 @@ shared encoder's. Which pixels count is told by how sure the teacher is of them.
 Shapes: B images, K channels, H x W pixels.  A raw output is (B, K, H, W).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,12 +28,14 @@ class Teaching:
     trusted    whether a pixel's pseudo-target counts, from student and teacher; None: all do
     entropy    of the student's own output; None: this kind has no distribution to take it of
     turned     undo the mirroring in a raw output
+    mean       one raw output for two, of what they say together
     """
 
     distance: Callable[[Tensor, Tensor], Tensor]
     pseudo: Callable[[Tensor, Tensor], Tensor]
     sure: Callable[[Tensor, Tensor], Tensor]
     turned: Callable[[Tensor], Tensor]
+    mean: Callable[[Tensor, Tensor], Tensor]
     trusted: Callable[[Tensor, Tensor], Tensor] | None = None
     entropy: Callable[[Tensor], Tensor] | None = None
 
@@ -99,16 +102,46 @@ def back_vectors(raw_B3HW: Tensor) -> Tensor:
     return raw_B3HW.flip(3) * raw_B3HW.new_tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1)
 
 
+def mean_of_classes(one_BKHW: Tensor, other_BKHW: Tensor) -> Tensor:
+    """Give logits of the mean of two outputs' probabilities."""
+    logs = F.log_softmax(one_BKHW, dim=1), F.log_softmax(other_BKHW, dim=1)
+    return torch.logaddexp(*logs) - math.log(2)
+
+
+def mean_of_values(one_BKHW: Tensor, other_BKHW: Tensor) -> Tensor:
+    """Give the mean of two outputs."""
+    return (one_BKHW + other_BKHW) / 2
+
+
+def mean_of_vectors(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
+    """Give the mean of two directions, each of length 1."""
+    pair = (F.normalize(raw, dim=1, eps=EPSILON) for raw in (one_B3HW, other_B3HW))
+    return mean_of_values(*pair)
+
+
 CLASSES = Teaching(
     distance=divergence,
     pseudo=against_most_likely,
     sure=highest,
     turned=back,
+    mean=mean_of_classes,
     trusted=agreed_or_surer,
     entropy=uncertainty,
 )
-VALUES = Teaching(distance=absolute, pseudo=absolute, sure=consistent(absolute), turned=back)
-VECTORS = Teaching(distance=turn, pseudo=turn, sure=consistent(turn), turned=back_vectors)
+VALUES = Teaching(
+    distance=absolute,
+    pseudo=absolute,
+    sure=consistent(absolute),
+    turned=back,
+    mean=mean_of_values,
+)
+VECTORS = Teaching(
+    distance=turn,
+    pseudo=turn,
+    sure=consistent(turn),
+    turned=back_vectors,
+    mean=mean_of_vectors,
+)
 
 
 def surest(sure_BHW: Tensor, share: float) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from simo_build.augment import augmented, flipped, nearest, recoloured, window_of
+from simo_build.augment import augmented, flipped, nearest, recoloured, viewed, window_of
+from simo_build.data import Samples
 from simo_build.recipe import JitterPart, TrainPart
 from simo_runtime.scales import log_depth
 from simo_runtime.tasks import KINDS
@@ -295,3 +296,40 @@ def test_the_hash_of_an_expert_that_uses_none_of_this_is_what_it_was() -> None:
 def test_changes_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainPart.model_validate(wrong)
+
+
+def few() -> Samples:
+    """Three images of noise, and their own reds for depth."""
+    images = np.random.default_rng(0).integers(1, 256, (3, 8, 12, 3), dtype=np.uint8)
+    return Samples(images, {"far": images[..., 0].astype(np.float32)})
+
+
+def test_views_begin_with_the_images_themselves() -> None:
+    how = TrainPart(flip=False, scales=(2.0,))
+    found = viewed(few(), 3, {"far": "depth"}, how, seeded())
+    assert len(found) == 9
+    assert np.array_equal(found.images[:3], few().images)
+    assert np.array_equal(found.truths["far"][:3], few().truths["far"])
+
+
+def test_every_view_is_another_and_its_truth_goes_with_it() -> None:
+    how = TrainPart(flip=False, scales=(2.0,))
+    found = viewed(few(), 3, {"far": "depth"}, how, seeded())
+    for row in range(3):
+        views = [found.images[row + 3 * view] for view in range(3)]
+        assert not any(np.array_equal(views[0], other) for other in views[1:])
+        assert not np.array_equal(views[1], views[2])
+        # enlarged twice: every depth is one of the image's, halved
+        halved = set((few().truths["far"][row] / 2).ravel().tolist())
+        assert set(found.truths["far"][row + 3].ravel().tolist()) <= halved
+
+
+def test_one_view_changes_nothing() -> None:
+    found = viewed(few(), 1, {"far": "depth"}, TrainPart(scales=(2.0,)), seeded())
+    assert np.array_equal(found.images, few().images)
+
+
+def test_the_same_seed_gives_the_same_views() -> None:
+    how = TrainPart(scales=(1.0, 1.5), jitter=JitterPart(brightness=0.4, hue=0.1))
+    one, other = (viewed(few(), 4, {"far": "depth"}, how, seeded(3)) for _ in range(2))
+    assert np.array_equal(one.images, other.images)

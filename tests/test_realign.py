@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from simo_build import data, report, workshop
 from simo_build.build import realign
-from simo_build.data import Samples
+from simo_build.data import Samples, joined_to
 from simo_build.loading import LoadedRecipe, load_recipe
+from simo_build.losses import TORCH_KINDS
 from simo_build.merging import merge
 from simo_build.progress import Progress, Silent
 from simo_build.realign import STEPS, bench, shared_encoder
+from simo_build.realign.joint import by_output
 from simo_build.stages import Result
 from simo_build.statedict import part
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
@@ -179,6 +182,65 @@ def test_without_labels_no_truth_of_realign_is_read(
     assert all(not tasks for split, tasks in reads if split == "realign")
 
 
+VIEWS: dict[str, Any] = {"views": 3, "scales": [1.0, 1.5], "jitter": {"brightness": 0.2}}
+
+
+def test_views_are_more_images_to_learn_on_not_more_that_were_used(
+    place: Path, tmp_path: Path
+) -> None:
+    step = {"step": "distill", "epochs": 1, "lr": 1e-3, "labels": True}
+    plain = aligned(place, tmp_path, step)[2]
+    viewed = aligned(place, tmp_path, {**step, **VIEWS})[2]
+    assert viewed.log["images"] == viewed.log["labels"] == SPLITS["realign"]
+    assert viewed.log["steps"][0]["units"] == pytest.approx(plain.log["steps"][0]["units"])
+    assert viewed.log["steps"][0]["history"] != plain.log["steps"][0]["history"]
+
+
+def test_a_mirrored_teacher_says_the_same_of_both_sides(place: Path) -> None:
+    work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}))
+    own = work.samples["realign"]
+    tools = bench.Bench(work)
+    both, head = tools.mirrored(own), work.expert_heads()["normals"]
+    taps = work.features(work.experts["normals"].encoder, both, "normals")
+    kind = TORCH_KINDS["normals"]
+    term = by_output(kind, head, taps, mirror=True)
+    index = torch.arange(len(own))
+    student = head([tap[index] for tap in taps]).detach()
+    turned = kind.teaching.turned(student)
+    assert term([], student, index) > 1e-3  # the mean is not what either side says
+    assert term([], student, index) == pytest.approx(
+        float(term([], turned, index + len(own))), abs=1e-6
+    )
+
+
+def test_further_images_without_labels_are_learnt_from_and_counted(
+    place: Path, tmp_path: Path, reads: Reads
+) -> None:
+    step = {"step": "distill", "epochs": 1, "labels": True, "unlabelled": True, "batch": 3}
+    further = {"root": "data", "unlabelled": "train"}
+    work = opened(
+        write_recipe(place, merge={"params": {"alpha": 0.5}}, data=further, realign=[step])
+    )
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    log = realign(work, merge(work)).log
+    assert log["images"] == SPLITS["realign"] + SPLITS["train"]
+    assert log["labels"] == SPLITS["realign"]
+    assert ("unlabelled", ()) in reads
+    assert {split for split, _ in reads} == {"realign", "select", "unlabelled"}
+
+
+def test_images_without_labels_do_not_change_the_loss_of_labels() -> None:
+    truth = {"far": np.ones((2, 4, 4), np.float32), "what": np.ones((2, 4, 4), np.uint8)}
+    some, others = (Samples(np.zeros((n, 4, 4, 3), np.uint8), {}) for n in (2, 3))
+    kinds = {"far": "depth", "what": "segmentation"}
+    found = joined_to(Samples(some.images, truth), others, kinds)
+    assert len(found) == 5
+    assert np.array_equal(found.truths["far"][:2], truth["far"])
+    for task, kind in kinds.items():
+        raw = torch.randn(3, 2 if task == "what" else 1, 4, 4)
+        assert TORCH_KINDS[kind].loss(raw, torch.from_numpy(found.truths[task][2:])) == 0
+
+
 def test_an_average_of_the_weights_is_another_model(place: Path, tmp_path: Path) -> None:
     plain = aligned(place, tmp_path, ALONE["distill"])[2]
     averaged = aligned(place, tmp_path, {**ALONE["distill"], "ema": 0.9})[2]
@@ -225,6 +287,14 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
         (
             {"step": "distill", "labels": True, "outputs": 0, "by": "teachers"},
             r"realign\.0: by: teachers needs teachers",
+        ),
+        ({"step": "distill", "views": 2}, r"realign\.0: views: 2 are all the same; set scales"),
+        ({"step": "distill", "scales": [1.5]}, r"realign\.0: scales and jitter make views"),
+        ({"step": "lora", "mirror": True, "flip": False}, r"realign\.0: mirror takes the mean"),
+        ({"step": "distill", "unlabelled": True}, r"needs `data\.unlabelled`"),
+        (
+            {"step": "distill", "unlabelled": True, "labels": True, "outputs": 0},
+            r"realign\.0: images without labels need teachers",
         ),
         ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),
         ({"step": "lora", "layers": []}, r"realign\.0\.layers"),

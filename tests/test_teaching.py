@@ -44,6 +44,21 @@ class TestEveryKind:
         turned = kind.teaching.turned
         assert torch.equal(turned(turned(raw(name))), raw(name))
 
+    def test_the_mean_of_an_output_with_itself_says_the_same(
+        self, name: str, kind: TorchKind
+    ) -> None:
+        mean = kind.teaching.mean(raw(name), raw(name))
+        assert_close(
+            kind.teaching.distance(mean, raw(name)), torch.zeros(2, 5, 6), atol=1e-6, rtol=0
+        )
+
+    def test_the_mean_of_two_outputs_lies_between_them(self, name: str, kind: TorchKind) -> None:
+        one, other, distance = raw(name), raw(name, 1), kind.teaching.distance
+        mean = kind.teaching.mean(one, other)
+        assert_close(mean, kind.teaching.mean(other, one))
+        assert float(distance(mean, one).mean()) < float(distance(other, one).mean())
+        assert float(distance(mean, other).mean()) < float(distance(one, other).mean())
+
     def test_a_gradient_reaches_the_student(self, name: str, kind: TorchKind) -> None:
         for distance in (kind.teaching.distance, kind.teaching.pseudo):
             student = raw(name, 1).requires_grad_()
@@ -164,3 +179,17 @@ def test_where_no_pixel_counts_nothing_is_lost_or_taught() -> None:
     assert found.item() == 0
     assert values.grad is not None
     assert torch.count_nonzero(values.grad) == 0
+
+
+def test_the_mean_of_classes_is_that_of_probabilities() -> None:
+    # softmax of [ln 3, 0] is [3/4, 1/4], of [0, 0] it is [1/2, 1/2]: the mean is [5/8, 3/8]
+    one = torch.tensor([math.log(3), 0.0]).reshape(1, 2, 1, 1)
+    mean = TORCH_KINDS["segmentation"].teaching.mean(one, torch.zeros(1, 2, 1, 1))
+    assert_close(mean.softmax(dim=1).flatten(), torch.tensor([5 / 8, 3 / 8]))
+
+
+def test_the_mean_of_directions_does_not_hang_on_their_lengths() -> None:
+    one = torch.tensor([3.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    other = torch.tensor([0.0, 0.5, 0.0]).reshape(1, 3, 1, 1)
+    mean = TORCH_KINDS["normals"].teaching.mean(one, other)
+    assert_close(mean.flatten(), torch.tensor([0.5, 0.5, 0.0]))

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simo_build.augment import viewed
 from simo_build.data import Samples, load_split, mirrored
 from simo_build.evaluate import measure_heads
 from simo_build.heads import Head
 from simo_build.progress import Progress
 from simo_build.statedict import StateDict
+from simo_build.steps import JointStep
 from simo_build.workshop import Workshop, against, measure_experts
 
 Log = dict[str, Any]
@@ -57,10 +59,21 @@ class Bench:
         """Give the images of a split; no truth is read."""
         return load_split(self.work.loaded, role, tasks=(), progress=self.progress)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of all tasks."""
+        return {task: spec.kind for task, spec in self.work.recipe.specs().items()}
+
     def mirrored(self, samples: Samples) -> Samples:
         """Add the mirror image of every image."""
-        kinds = {task: spec.kind for task, spec in self.work.recipe.specs().items()}
-        return mirrored(samples, kinds)
+        return mirrored(samples, self.kinds)
+
+    def viewed(self, samples: Samples, step: JointStep) -> Samples:
+        """Add the views that a step wants of every image; mirroring is left to `mirrored`."""
+        if step.views == 1:
+            return samples
+        how = step.model_copy(update={"flip": False})
+        return viewed(samples, step.views, self.kinds, how, seeded(step.seed + 1))
 
     def features(self, encoder: StateDict, role: str, *, flip: bool = False) -> list[Tensor]:
         """Give the taps of a labelled split, mirrored images last; one encoder's are kept."""
