@@ -15,7 +15,7 @@ from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.merging import merge
 from simo_build.progress import Progress, Silent
-from simo_build.realign import STEPS, bench, shared_encoder
+from simo_build.realign import STEPS, bench, joint, shared_encoder
 from simo_build.realign.joint import by_output
 from simo_build.stages import Result
 from simo_build.statedict import part
@@ -196,7 +196,10 @@ def test_views_are_more_images_to_learn_on_not_more_that_were_used(
     assert viewed.log["steps"][0]["history"] != plain.log["steps"][0]["history"]
 
 
-def test_a_mirrored_teacher_says_the_same_of_both_sides(place: Path) -> None:
+def test_a_mirrored_teacher_says_the_same_of_both_sides(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint, "THIN", 1)  # the same pixels are compared on both sides
     work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}))
     own = work.samples["realign"]
     tools = bench.Bench(work)
@@ -211,6 +214,13 @@ def test_a_mirrored_teacher_says_the_same_of_both_sides(place: Path) -> None:
     assert term([], student, index) == pytest.approx(
         float(term([], turned, index + len(own))), abs=1e-6
     )
+
+
+def test_every_pixel_is_compared_in_one_batch_or_another() -> None:
+    raw = torch.arange(8 * 12.0).reshape(1, 1, 8, 12)
+    batches = [torch.tensor([row, column]) for row in range(4) for column in range(4)]
+    seen = torch.cat([joint.thinned(raw, index).flatten() for index in batches])
+    assert torch.equal(seen.sort().values, raw.flatten())
 
 
 def test_further_images_without_labels_are_learnt_from_and_counted(
