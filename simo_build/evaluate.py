@@ -93,6 +93,16 @@ def compare(
     }
 
 
+def titled(metric: str) -> str:
+    """Name a metric for people."""
+    return metric.replace("_", " ").replace("iou", "IoU")
+
+
+def percent(share: float, digits: int = 1, *, signed: bool = False) -> str:
+    """Show a share in percent."""
+    return f"{100 * share:{'+' if signed else ''}.{digits}f} %"
+
+
 def shown(value: float, metric: str) -> str:
     """Show a metric with its unit and the digits that matter."""
     unit = METRICS[metric].unit

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simo_build.costs import Cost, counted, of_expert, of_merge, of_realign
 from simo_build.data import Samples
-from simo_build.evaluate import compare, predictions, shown
+from simo_build.evaluate import compare, percent, predictions, shown, titled
 from simo_build.export import folded_encoder
 from simo_build.features import BATCH
 from simo_build.gauge import Gauge, graph_weights
@@ -35,6 +35,7 @@ from simo_runtime.metrics import metric_named, performances
 from simo_runtime.tasks import TaskSpec
 
 Metrics = Mapping[str, float]
+UNKNOWN = "not recorded"
 TRIED = 40  # candidates in a report; the manifest has all
 EXPERTS, MERGED, ALIGNED = "experts", "merged", "re-aligned"
 FOLDED, ONNX = "folded", "in ONNX Runtime"
@@ -120,12 +121,12 @@ class Ledger:
         """Give the few numbers that matter most."""
         if stages:
             last = compare(stages[ONNX], stages[EXPERTS], self.specs)["normalised_performance"]
-            yield f"{last:.1%}", "of the experts' performance, mean over the tasks (equation 1)"
+            yield percent(last), "of the experts' performance, mean over the tasks"
         weights = graph_weights(self.bundle)
         yield millions(weights["encoder"]), "weights in the encoder, run once for all tasks"
         yield millions(weights["heads"]), "weights in all heads together"
         size = sum(entry.bytes for entry in self.bundle.manifest.files.values())
-        yield f"{size / 1e6:.1f} MB", "bundle, weights stored once"
+        yield f"{size / 1e6:.1f} MB", "in all, weights stored once"
 
     def stages(self) -> dict[str, Metrics]:
         """Give the metrics on `select` after every stage, from the logs where they have them."""
@@ -203,7 +204,8 @@ class Ledger:
         provenance = self.bundle.manifest.provenance
         inputs = provenance["inputs"]
         rows = [("base", inputs["base"])]
-        rows += [(f"expert {task}", one) for task, one in inputs.get("experts", {}).items()]
+        hashes = inputs.get("experts", {})
+        rows += [(f"expert {task}", hashes[task]) for task in self.specs if task in hashes]
         rows += [("data", inputs["data"])] if inputs.get("data") else []
         rows += [("bundle", provenance["key"])]
         yield Table(
@@ -242,17 +244,17 @@ def stage_tables(
         equations = compare(found, experts, specs)
         one, two = equations["normalised_performance"] - 1.0, equations["relative_drop"]
         metrics = [
-            Cell(shown(found[task], kind), f"{float(shares[task]):.1%}", float(shares[task]))
+            Cell(shown(found[task], kind), percent(float(shares[task])), float(shares[task]))
             for task, kind in kinds.items()
         ]
-        rows.append((Cell(name), *metrics, Cell(f"{one:+.2%}"), Cell(f"{two:+.2%}")))
-    heads = [f"{task}, {kind.replace('_', ' ')}" for task, kind in kinds.items()]
+        rows.append((Cell(name), *metrics, *(Cell(equation(drop)) for drop in (one, two))))
+    heads = [f"{task}, {titled(kind)}" for task, kind in kinds.items()]
     yield Table(
         title="After every stage",
         note=f"On the {images} images of the select split, on which parameters and epochs were "
-        "chosen: the test split may say less. Beside a metric stands its share of the expert's "
-        "performance. Equation 1 is the mean of these shares, less 100 %; equation 2 the mean "
-        "relative change. simo-eval measures intervals, controls and the test split.",
+        "chosen: the test split mostly gives less. Beside a metric stands its share of the "
+        "expert's performance. Equation 1 is the mean of these shares, less 100 %; equation 2 is "
+        "the mean relative change. simo-eval measures controls, intervals and the test split.",
         head=("", *heads, "eq. 1 - 100 %", "eq. 2"),
         rows=tuple(rows),
         strong=len(rows) - 1,
@@ -263,13 +265,12 @@ def cost_table(costs: list[Cost]) -> Table:
     """Lay out what every stage took."""
     rows = []
     for cost in costs:
-        steps = "not recorded" if cost.steps is None else f"{cost.steps:,}" if cost.steps else "-"
+        steps = UNKNOWN if cost.steps is None else f"{cost.steps:,}" if cost.steps else "-"
         known = cost.steps is not None
         looked = [
-            counted(each) if each or known else "not recorded"
-            for each in (cost.images, cost.labels)
+            counted(each) if each or known else UNKNOWN for each in (cost.images, cost.labels)
         ]
-        seconds = "-" if cost.seconds is None else f"{cost.seconds:.1f}"
+        seconds = f"{cost.seconds:.1f}" if cost.seconds is not None else "-" if known else UNKNOWN
         rows.append((cost.stage, *looked, steps, seconds))
     return Table(
         title="What each stage cost",
@@ -281,40 +282,68 @@ def cost_table(costs: list[Cost]) -> Table:
 
 
 def choice_tables(log: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Iterator[Table]:
-    """Say how the merging parameters came to be."""
-    params: Mapping[str, Any] = log.get("params", {})
-    if "tried" not in log:
-        if params:
-            yield Table(
-                title="Merging parameters",
-                note="Given in the recipe; nothing was chosen.",
-                head=("", "value"),
-                rows=columns_of([(name, str(value)) for name, value in params.items()]),
-                words=True,
-            )
-        return
-    tried = list(log["tried"])[:TRIED]
-    by_select = log["by"] == SELECT
+    """Say how the merging parameters came to be: given, chosen, learnt."""
+    if "tried" in log:
+        yield tried_table(log, specs)
+    elif log.get("params"):
+        rows = [(name, str(value)) for name, value in log["params"].items()]
+        yield Table(
+            title="Merging parameters",
+            note="Given in the recipe; nothing was chosen.",
+            head=("", "value"),
+            rows=columns_of(rows),
+            words=True,
+        )
+    if "learned" in log:
+        yield learned_table(log["learned"])
+
+
+def tried_table(log: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Table:
+    """Lay out the candidates, and mark the one that was taken."""
+    every, by_select = list(log["tried"]), log["by"] == SELECT
+    taken = next(row for row in every if row["params"] == log["params"])
+    tried = every[:TRIED] if taken in every[:TRIED] else [*every[: TRIED - 1], taken]
     tasks = list(specs) if by_select else []
     rows = []
     for row in tried:
         metrics = [Cell(shown(row["metrics"][task], specs[task].metric)) for task in tasks]
         score = row["score"]
-        told = f"{score - 1:+.2%}" if by_select else f"{score:.4f}"
+        told = equation(score - 1.0) if by_select else f"{score:.4f}"
         rows.append((Cell(named(row["params"])), *metrics, Cell(told)))
     how = (
         "by equation 1 on the select split, with the experts' heads"
         if by_select
         else f"by {log['by']}, a score without labels, on {log['images']} images of realign"
     )
-    more = len(log["tried"]) - len(tried)
-    yield Table(
+    more = len(every) - len(tried)
+    return Table(
         title="How merging parameters were chosen",
-        note=f"The best of {len(log['tried'])} candidates {how}."
+        note=f"The best of {len(every)} candidates {how}."
         + (f" The manifest has the other {more}." if more else ""),
         head=("", *tasks, "eq. 1 - 100 %" if by_select else "score"),
         rows=tuple(rows),
-        strong=next((n for n, row in enumerate(tried) if row["params"] == params), None),
+        strong=tried.index(taken),
+    )
+
+
+def learned_table(learned: Mapping[str, Any]) -> Table:
+    """Say how coefficients were learnt."""
+    history, epoch = learned["history"], learned["epoch"]
+    return Table(
+        title="How coefficients were learnt",
+        note=f"On {learned['images']} images of realign, {learned['labels']} of them with labels; "
+        f"{learned['held_out']} were held out to tell the best epoch by.",
+        head=("", "before", "after", "epoch that stayed"),
+        rows=columns_of(
+            [
+                (
+                    "loss on the images held out",
+                    f"{history[0]:.4f}",
+                    f"{history[epoch]:.4f}",
+                    f"{epoch} of {len(history) - 1}",
+                )
+            ]
+        ),
     )
 
 
@@ -322,7 +351,9 @@ def history_tables(log: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Ite
     """Say what every step of re-alignment did, and which epoch stayed."""
     rows = []
     for step in log.get("steps", ()):
-        for task, one in step.get("tasks", {"": step}).items():
+        each = step.get("tasks", {"": step})
+        for task in [task for task in ("", *specs) if task in each]:
+            one = each[task]
             if "history" not in one:
                 continue
             kind = specs[task].metric if task else None
@@ -361,6 +392,11 @@ def gate_table(gate: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Table:
 def named(params: Mapping[str, Any]) -> str:
     """Show parameters in a line."""
     return ", ".join(f"{name} {value}" for name, value in params.items()) or "none"
+
+
+def equation(drop: float) -> str:
+    """Show what an equation gives; the experts are exactly 0."""
+    return percent(drop, 2, signed=True) if drop else "0"
 
 
 def millions(count: int) -> str:

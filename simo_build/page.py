@@ -51,7 +51,7 @@ class Page:
 def to_markdown(page: Page) -> str:
     """Write the page as Markdown, with its tables; the pictures are in the HTML file."""
     parts = [f"# {plain(page.title)}", plain(page.lead)]
-    parts += ["\n".join(f"- {plain(what)}: {plain(figure)}" for figure, what in page.figures)]
+    parts += ["\n".join(f"- {plain(figure)} {plain(what)}" for figure, what in page.figures)]
     parts += [_markdown_table(table) for table in page.tables]
     if page.strips:
         parts.append("Pictures of input, truth and predictions are in `report.html`.")
@@ -216,7 +216,9 @@ th:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--soft); font-weight: 500; font-size: 13px; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 table.words td, table.words th { text-align: left; }
-table.words td { overflow-wrap: anywhere; }
+table.words th:first-child { width: 170px; }
+table.words td { overflow-wrap: anywhere; font-size: 13px;
+  font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 tr.strong th, tr.strong td { font-weight: 650; background: var(--tint); }
 tr.strong th { box-shadow: -8px 0 0 var(--tint); }
 tr.strong td:last-child { box-shadow: 8px 0 0 var(--tint); }

@@ -13,7 +13,7 @@ from typing import Any
 
 from simo_build.build import build, realign, versions
 from simo_build.costs import Cost, counted, of_expert, of_merge, of_realign, together
-from simo_build.evaluate import shown
+from simo_build.evaluate import percent, shown, titled
 from simo_build.gauge import Gauge, Model, graph_weights, weights_in, weights_of
 from simo_build.intervals import Bootstrap, Measured, against, difference
 from simo_build.loading import LoadedRecipe
@@ -250,11 +250,11 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _accuracy(found: Mapping[str, Any]) -> list[list[str]]:
     kinds = found["metrics"]
-    heads = [f"{task} {kind}".replace("_", " ") for task, kind in kinds.items()]
+    heads = [f"{task}, {titled(kind)}" for task, kind in kinds.items()]
     lines = [["", *heads, "eq. 1 - 100 %", "eq. 2"]]
     for row in found["rows"]:
         values = [
-            f"{shown(row['metrics'][task], kind)} ({row['performance'][task]:.1%})"
+            f"{shown(row['metrics'][task], kind)} ({percent(row['performance'][task])})"
             for task, kind in kinds.items()
         ]
         ends = row["interval"]
