@@ -248,7 +248,10 @@ figcaption p { margin: 0; font-size: 13px; }
   main { max-width: none; padding: 0; }
   .wide { overflow: visible; }
   .pictures { min-width: 0; }
-  h2 { margin-top: 28px; break-after: avoid; }
-  tr, figcaption, dl div { break-inside: avoid; }
+  small, thead th, dt, .classes, .scale, figcaption p, table.words td { font-size: 9.5px; }
+  header p, h3 { font-size: 12px; }
+  h2 { margin-top: 28px; font-size: 15px; }
+  h2, p, figcaption { break-after: avoid; }
+  p, tr, figure, .wide, dl div { break-inside: avoid; }
 }
 """

@@ -248,7 +248,7 @@ register_kind(
         summary=summarise_log_depth,
         encode=sixteen_bits,
         empty=float("nan"),
-        scale=Scale(colour_depth, lambda value: f"{float(metres(np.float64(value))):.2g} m"),
+        scale=Scale(colour_depth, lambda value: f"{float(metres(np.asarray(value))):.2g} m"),
     )
 )
 register_kind(
