@@ -5,6 +5,7 @@ skipped the next time.
 """
 
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from simo_build.data import Samples
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
+from simo_build.ledger import write_report
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
@@ -31,13 +33,16 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     """Run every stage of a recipe; the order below is the whole method.
 
     Raises the errors of `simo_runtime.errors`; whatever happens, there is never a half-written
-    bundle at `out`.
+    bundle at `out`. The report comes last: a bundle without one is whole, and gets it the next
+    time.
     """
     check_recipe(loaded)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
     merged = merge(work)
     aligned = realign(work, merged)
-    return export(work, merged, aligned, out)
+    bundle = export(work, merged, aligned, out)
+    write_report(work, merged, aligned, bundle)
+    return bundle
 
 
 def realign(work: Workshop, merged: Result) -> Result:
@@ -73,10 +78,11 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         progress.say("export: the bundle is there already")
         return existing
     progress.say("export ...")
+    started = time.perf_counter()
     encoder = shared_encoder(merged.tensors, aligned.tensors)
     work.encoder.load(encoder, source="the shared encoder", adapters=True)
     samples = noise(recipe) if recipe.data is None else first(work.samples["select"], recipe)
-    return export_bundle(
+    bundle = export_bundle(
         out,
         encoder=work.encoder,
         heads=split_heads(work, aligned.tensors),
@@ -84,6 +90,8 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         samples=samples,
         provenance={**provenance, "key": key},
     )
+    work.stages.note("export", key, time.perf_counter() - started)
+    return bundle
 
 
 def first(samples: Samples, recipe: Recipe) -> Samples:
@@ -95,7 +103,8 @@ def first(samples: Samples, recipe: Recipe) -> Samples:
 
 def plain_metric(name: str) -> dict[str, Any]:
     """Describe a metric in plain values."""
-    return {key: value for key, value in vars(METRICS[name]).items() if key != "start"}
+    described = vars(METRICS[name]).items()
+    return {key: value for key, value in described if not callable(value)}
 
 
 def versions() -> dict[str, str]:

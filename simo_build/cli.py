@@ -156,6 +156,18 @@ def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
 )
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Also measure what shows what each part is worth, as heads re-aligned to an average.",
+)
+@click.option(
+    "--bundle",
+    "bundles",
+    type=click.Path(file_okay=False, path_type=Path),
+    multiple=True,
+    help="Measure this finished bundle and build nothing; several are compared with the first.",
+)
 @data_option
 @experts_option
 @polite
@@ -164,19 +176,29 @@ def eval_command(
     split: str,
     json_file: Path | None,
     out: Path | None,
+    controls: bool,
+    bundles: tuple[Path, ...],
     data: Path | None,
     experts: Path,
 ) -> None:
     """Measure a recipe, stage by stage, against its experts; the bundle runs in ONNX Runtime.
 
-    Builds the bundle first if it is not there.
+    Builds the bundle first if it is not there. With --bundle the recipe gives the data and the
+    experts alone.
     """
+    if bundles and (out is not None or controls):
+        raise click.UsageError("--bundle measures what is finished; -o and --controls build.")
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.report import study, table, write_json
+    from simo_build.report import study, study_bundles, table, write_json
 
     loaded = load_recipe(recipe, data=data, experts=experts)
-    found = study(loaded, out or Path("bundles") / loaded.recipe.name, split, progress=Bars())
+    if bundles:
+        stages = Path("bundles") / ".stages"
+        found = study_bundles(loaded, bundles, split, stages=stages, progress=Bars())
+    else:
+        target = out or Path("bundles") / loaded.recipe.name
+        found = study(loaded, target, split, progress=Bars(), with_controls=controls)
     click.echo(table(found))
     if json_file is not None:
         write_json(found, json_file)

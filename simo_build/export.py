@@ -54,11 +54,9 @@ class Graphs:
             save_graph(without_output(head, RAW), folder, task)
 
 
-@torch.inference_mode()
-def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Graphs:
-    """Fold an encoder and its heads and export them."""
-    encoder = encoder.cpu().eval()
-    plain = PlainEncoder(
+def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
+    """Fold an encoder into plain weights: uint8 (B, H, W, 3) -> the taps."""
+    return PlainEncoder(
         encoder.vit,
         geometry=encoder.geometry,
         taps=recipe.encoder.taps,
@@ -66,6 +64,12 @@ def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Gr
         mean=recipe.image.mean,
         std=recipe.image.std,
     )
+
+
+@torch.inference_mode()
+def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Graphs:
+    """Fold an encoder and its heads and export them."""
+    plain = folded_encoder(encoder.cpu().eval(), recipe)
     features = tuple(f"tap{number}" for number in recipe.encoder.taps)
     pixels = torch.zeros(2, *recipe.image.size, 3, dtype=torch.uint8)
     taps = plain(pixels)

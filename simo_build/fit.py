@@ -46,14 +46,16 @@ class Limits(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The best epoch of a fit, the metric there, and the metric after every epoch.
+    """The best epoch of a fit, the metric there, the metric after every epoch, and all updates.
 
-    Epoch 0 is the state before training: when no epoch is better, nothing has changed.
+    Epoch 0 is the state before training: when no epoch is better, nothing has changed. `updates`
+    counts the optimiser's steps, those after the best epoch too.
     """
 
     epoch: int
     metric: float
     history: tuple[float, ...]
+    updates: int
 
 
 def fit(
@@ -114,7 +116,9 @@ def fit(
         f"{label}: {metric} {history[0]:.4f} -> {history[best]:.4f}, "
         f"epoch {best} of {len(history) - 1}"
     )
-    return Outcome(epoch=best, metric=history[best], history=tuple(history))
+    return Outcome(
+        epoch=best, metric=history[best], history=tuple(history), updates=average.updates
+    )
 
 
 class Average:

@@ -222,6 +222,12 @@ class GatePart(Part):
     metric_change: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
 
+class ReportPart(Part):
+    """What the report beside a bundle shows."""
+
+    images: Annotated[int, Field(ge=0, le=64)] = 4  # of the select split; 0: no pictures
+
+
 class Recipe(Part):
     """A whole recipe."""
 
@@ -236,6 +242,7 @@ class Recipe(Part):
     merge: MergePart = MergePart()
     realign: tuple[Step, ...] = ()
     gate: GatePart = GatePart()
+    report: ReportPart = ReportPart()
 
     @field_validator("base")
     @classmethod

@@ -7,69 +7,218 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simo_build.build import build, realign, versions
-from simo_build.data import Samples
+from simo_build.costs import Cost, counted, of_expert, of_merge, of_realign, together
+from simo_build.evaluate import percent, shown, titled
+from simo_build.gauge import Gauge, Model, graph_weights, weights_in, weights_of
+from simo_build.intervals import Bootstrap, Measured, against, difference
 from simo_build.loading import LoadedRecipe
-from simo_build.losses import as_measured
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
-from simo_build.proxies import SELECT
-from simo_build.realign import run_steps, shared_encoder
-from simo_build.stages import Stages
-from simo_build.statedict import StateDict
-from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
-from simo_runtime import backends
+from simo_build.rows import controls, stage_rows
+from simo_build.stages import Result, Stages
+from simo_build.workshop import Workshop
 from simo_runtime.bundle import Bundle
-from simo_runtime.errors import RecipeError
-from simo_runtime.metrics import METRICS, metric_named
+from simo_runtime.errors import BundleError, RecipeError, unknown
+from simo_runtime.tasks import TaskSpec
 
-SCHEMA = "simo.eval/1"
+SCHEMA = "simo.eval/2"
+EXPERTS = "experts, one model per task"
+BUNDLE = "the bundle, in ONNX Runtime"
 Row = dict[str, Any]
 
 
-def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) -> dict[str, Any]:
-    """Measure experts, controls, merged, re-aligned and the bundle itself on one split."""
-    recipe = loaded.recipe
+def study(
+    loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress, with_controls: bool = False
+) -> dict[str, Any]:
+    """Measure experts, merged, re-aligned and the bundle itself on one split; controls if asked."""
     check_measurable(loaded)
     check_recipe(loaded)
     bundle = build(loaded, out, progress=progress)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
-    samples = work.samples[split] if split == "select" else work.split(split)
-    rows = study_rows(work, samples, bundle)
+    merged = merge(work)
+    aligned = realign(work, merged)
+    sheet = Sheet(work, split)
+    sheet.experts()
+    sheet.models(*stage_rows(work, merged, aligned))
+    main = len(sheet.rows) - 1  # the model that the recipe asks for
+    seconds = work.stages.noted("export", bundle.manifest.provenance["key"])
+    exported = Cost(stage="export", seconds=seconds)
+    sheet.bundle(BUNDLE, bundle, (*built(merged, aligned), exported))
+    if with_controls:
+        for model in controls(work):
+            sheet.models(model)
+    provenance = bundle.manifest.provenance
     return {
-        "schema": SCHEMA,
-        "recipe": recipe.name,
-        "split": split,
-        "images": len(samples),
-        "command": shlex.join([Path(sys.argv[0]).name, *without_paths(sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
-        "inputs": work.inputs(),
-        "merge": bundle.manifest.provenance["merge"]["params"],
-        "metrics": {name: spec.metric for name, spec in recipe.specs().items()},
-        **used(bundle.manifest.provenance),
-        "rows": rows,
-        "gate": bundle.manifest.provenance["gate"],
+        **sheet.document(),
+        "merge": provenance["merge"].get("params", {}),
+        **used(provenance),
+        "comparisons": sheet.comparisons(main),
+        "gate": provenance["gate"],
     }
+
+
+def study_bundles(
+    loaded: LoadedRecipe, folders: Sequence[Path], split: str, *, stages: Path, progress: Progress
+) -> dict[str, Any]:
+    """Measure finished bundles through the runtime, on the data and against a recipe's experts.
+
+    They may come from any recipe; BundleError says which task of one does not fit. The first is
+    compared with all others.
+    """
+    check_measurable(loaded)
+    bundles = [Bundle.open(folder) for folder in folders]
+    loaded = with_tasks_of(loaded, bundles)
+    sheet = Sheet(Workshop(loaded, Stages(stages, progress)), split)
+    sheet.experts()
+    for bundle, name in zip(bundles, names_of(bundles), strict=True):
+        provenance = bundle.manifest.provenance
+        sheet.bundle(name, bundle, built_from(provenance))
+    return {
+        **sheet.document(),
+        "bundles": {
+            name: {key: bundle.manifest.provenance.get(key) for key in ("key", "inputs", "gate")}
+            for bundle, name in zip(bundles, names_of(bundles), strict=True)
+        },
+        "comparisons": sheet.comparisons(1),
+    }
+
+
+def with_tasks_of(loaded: LoadedRecipe, bundles: Sequence[Bundle]) -> LoadedRecipe:
+    """Give the recipe with the bundles' tasks alone; BundleError if they are not the recipe's."""
+    specs = loaded.recipe.specs()
+    names = [task.name for task in bundles[0].manifest.tasks]
+    for bundle in bundles:
+        where = f"{bundle.root} and {loaded.shown}"
+        if bundle.manifest.random_weights:
+            raise BundleError(f"{bundle.root}: is for measuring speed; it has no accuracy")
+        for task in bundle.manifest.tasks:
+            if task.name not in specs:
+                raise BundleError(f"{where}: {unknown('task', task.name, specs)}")
+            check_task(where, task, specs[task.name])
+        found = [task.name for task in bundle.manifest.tasks]
+        if sorted(found) != sorted(names):
+            raise BundleError(
+                f"{bundle.root} has {', '.join(found)}, {bundles[0].root} has {', '.join(names)}; "
+                "only bundles of the same tasks can be compared"
+            )
+    tasks = {name: part for name, part in loaded.recipe.tasks.items() if name in names}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"tasks": tasks}))
+
+
+def check_task(where: str, found: TaskSpec, wanted: TaskSpec) -> None:
+    """Refuse a bundle's task that means something else than the recipe's."""
+    if found.kind != wanted.kind:
+        raise BundleError(
+            f"{where}: {found.name} is {found.kind} in the bundle, {wanted.kind} in the recipe"
+        )
+    if found.labels != wanted.labels:
+        raise BundleError(
+            f"{where}: {found.name} has other classes in the bundle than in the recipe: "
+            f"{', '.join(found.labels)} there, {', '.join(wanted.labels)} here"
+        )
+
+
+def names_of(bundles: Sequence[Bundle]) -> list[str]:
+    """Name bundles by their recipes, or by their folders where a recipe's name stands twice."""
+    names = [bundle.manifest.name for bundle in bundles]
+    if len(set(names)) < len(names):
+        names = [bundle.root.resolve().name for bundle in bundles]
+    if len(set(names)) < len(names):
+        names = [f"{number}, {name}" for number, name in enumerate(names, start=1)]
+    return [f"bundle {name}" for name in names]
+
+
+def built(merged: Result, aligned: Result) -> tuple[Cost, ...]:
+    """Give what the stages of a build took."""
+    realigning = of_realign(aligned.log, aligned.seconds)
+    return (of_merge(merged.log, merged.seconds), *realigning)
+
+
+def built_from(provenance: Mapping[str, Any]) -> tuple[Cost, ...]:
+    """Give what a bundle says of its making; times are not in it."""
+    return (of_merge(provenance.get("merge", {})), *of_realign(provenance.get("realign", {})))
+
+
+class Sheet:
+    """The rows of a study on one split, with what was measured for each."""
+
+    def __init__(self, work: Workshop, split: str) -> None:
+        self.work, self.split = work, split
+        self.gauge = Gauge(work, work.samples[split] if split == "select" else work.split(split))
+        self.bootstrap = Bootstrap(images=len(self.gauge.samples))
+        self.rows: list[Row] = []
+        self.measured: list[Measured] = []
+
+    def experts(self) -> None:
+        """Add the experts' row, with what their training took."""
+        experts = self.work.experts.values()
+        encoders = sum(weights_in(expert.encoder) for expert in experts)
+        heads = {"heads": weights_of(self.work.expert_heads())}
+        costs = [of_expert(expert) for expert in experts]
+        self._add(EXPERTS, self.gauge.experts, {"encoder": encoders, **heads}, costs)
+
+    def models(self, *models: Model) -> None:
+        """Add the rows of models."""
+        for model in models:
+            measured = self.gauge.model(model)
+            self._add(model.name, measured, model.parameters(), model.costs)
+
+    def bundle(self, name: str, bundle: Bundle, costs: Sequence[Cost]) -> None:
+        """Add the row of a bundle."""
+        self._add(name, self.gauge.bundle(bundle), graph_weights(bundle), costs)
+
+    def _add(
+        self, name: str, measured: Measured, parameters: dict[str, int], costs: Sequence[Cost]
+    ) -> None:
+        self.measured.append(measured)
+        row: Row = {"row": name, "metrics": measured.metrics(), "parameters": parameters}
+        row |= against(measured, self.gauge.experts, self.bootstrap)
+        self.rows.append({**row, **together(costs)})
+
+    def comparisons(self, main: int) -> list[Row]:
+        """Compare one row with every other but the experts', which all are compared with anyway."""
+        return [
+            {
+                "row": self.rows[main]["row"],
+                "against": self.rows[other]["row"],
+                **difference(
+                    self.measured[main], self.measured[other], self.gauge.experts, self.bootstrap
+                ),
+            }
+            for other in range(1, len(self.rows))
+            if other != main
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """Give what every study says, with the rows."""
+        work = self.work
+        return {
+            "schema": SCHEMA,
+            "recipe": work.recipe.name,
+            "split": self.split,
+            "images": len(self.gauge.samples),
+            "command": shlex.join([Path(sys.argv[0]).name, *without_paths(sys.argv[1:])]),
+            "commit": commit(),
+            "versions": versions(),
+            "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
+            "inputs": work.inputs(),
+            "metrics": {name: spec.metric for name, spec in work.recipe.specs().items()},
+            "bootstrap": self.bootstrap.about(),
+            "rows": self.rows,
+        }
 
 
 def used(provenance: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Say how many images and labels of each split the build has learnt or chosen from."""
-    merge, realign = provenance["merge"], provenance["realign"]
-    chosen = merge if merge.get("by", SELECT) == SELECT else {}
-    looks = [realign, merge.get("learned", {}), merge.get("evidence", {})]
-    looks += [merge] if not chosen else []
+    found = together(built_from(provenance))
+    splits = ("realign", "select")
     return {
-        f"{what}_used": {
-            "realign": max(look.get(what, 0) for look in looks),
-            "select": max(realign.get(f"select_{what}", 0), chosen.get(what, 0)),
-        }
+        f"{what}_used": {split: found[what].get(split, 0) for split in splits}
         for what in ("images", "labels")
     }
 
@@ -84,65 +233,68 @@ def check_measurable(loaded: LoadedRecipe) -> None:
         raise RecipeError(f"{loaded.shown}: measuring needs `data`")
 
 
-def study_rows(work: Workshop, samples: Samples, bundle: Bundle) -> list[Row]:
-    """Measure every row; each carries the metrics and equations 1 and 2 against the experts."""
-    merged = merge(work)
-    aligned = realign(work, merged)
-    experts = measure_experts(work, samples)
-    rows: list[Row] = []
-
-    def row(name: str, measured: Mapping[str, float]) -> None:
-        rows.append({"row": name, "metrics": dict(measured), **against(work, measured, experts)})
-
-    row("experts, one model per task", experts)
-    row("base + experts' heads", measure(work, work.base, work.expert_heads(), samples))
-    row("merged + experts' heads", measure(work, merged.tensors, work.expert_heads(), samples))
-    if work.recipe.realign:
-        for name, before, after in (
-            ("base", work.base, base_realigned(work)),
-            ("merged", merged.tensors, aligned.tensors),
-        ):
-            encoder, heads = shared_encoder(before, after), split_heads(work, after)
-            told = f"{name} + re-aligned heads" if encoder is before else f"{name}, re-aligned"
-            row(told, measure(work, encoder, heads, samples))
-    row("the bundle, in ONNX Runtime", measure_bundle(bundle, samples))
-    return rows
-
-
-def base_realigned(work: Workshop) -> StateDict:
-    """Run the same steps on the base itself: the control that says what merging is worth."""
-    steps = [step.model_dump(mode="json") for step in work.recipe.realign]
-    inputs = {**work.inputs(), "steps": steps}
-    return work.stages.run("control", inputs, lambda: run_steps(work, work.base)).tensors
-
-
-def measure_bundle(bundle: Bundle, samples: Samples) -> dict[str, float]:
-    """Measure what is deployed: the bundle's graphs in the default backend."""
-    import torch
-
-    tasks = bundle.manifest.tasks
-    session = backends.choose(None).open(bundle, threads=None)
-    found = {task.name: metric_named(task.metric).start(task.channels) for task in tasks}
-    for index in range(len(samples)):
-        outputs = session.run(samples.images[index : index + 1], list(found))
-        for task, accumulator in found.items():
-            values = as_measured(torch.from_numpy(np.asarray(outputs[task])))
-            accumulator.update(values, samples.truths[task][index : index + 1])
-    session.close()
-    return {task: accumulator.result() for task, accumulator in found.items()}
-
-
 def table(found: Mapping[str, Any]) -> str:
-    """Lay the rows out for people."""
-    tasks = list(found["metrics"])
-    heads = [f"{task} {found['metrics'][task]}" for task in tasks]
-    heads = [head.replace("_", " ") for head in heads]
+    """Lay the rows out for people: what they came to, what they took, and how sure it is."""
+    title = f"{found['recipe']}: {found['images']} images of the {found['split']} split"
+    level = f"{found['bootstrap']['level']:.0%}"
+    note = (
+        "In brackets: of a metric the performance against the expert; of an equation its "
+        f"{level} interval, by a paired bootstrap over images."
+    )
+    parts = [title, note, columns(_accuracy(found)), columns(_took(found["rows"]))]
+    if found["comparisons"]:
+        name = found["comparisons"][0]["row"]
+        parts += [f"{name}, better by (points; + is better):", columns(_compared(found))]
+    return "\n\n".join(parts)
+
+
+def _accuracy(found: Mapping[str, Any]) -> list[list[str]]:
+    kinds = found["metrics"]
+    heads = [f"{task}, {titled(kind)}" for task, kind in kinds.items()]
     lines = [["", *heads, "eq. 1 - 100 %", "eq. 2"]]
     for row in found["rows"]:
-        values = [shown(row["metrics"][task], found["metrics"][task]) for task in tasks]
-        eq1, eq2 = row["normalised_performance"] - 1.0, row["relative_drop"]
-        lines.append([row["row"], *values, f"{eq1:+.2%}", f"{eq2:+.2%}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        values = [
+            f"{shown(row['metrics'][task], kind)} ({percent(row['performance'][task])})"
+            for task, kind in kinds.items()
+        ]
+        ends = row["interval"]
+        one = ends["normalised_performance"]
+        lines.append(
+            [
+                row["row"],
+                *values,
+                f"{100 * (row['normalised_performance'] - 1):+.2f}{between(one, less=1.0)} %",
+                f"{100 * row['relative_drop']:+.2f}{between(ends['relative_drop'])} %",
+            ]
+        )
+    return lines
+
+
+def _took(rows: Sequence[Row]) -> list[list[str]]:
+    lines = [["", "encoder", "heads", "images", "labels", "steps", "seconds"]]
+    for row in rows:
+        parameters = [f"{row['parameters'][part]:,}" for part in ("encoder", "heads")]
+        used_here = [counted(row[what]) for what in ("images", "labels")]
+        steps = "unknown" if row["steps"] is None else str(row["steps"])
+        times = [f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()]
+        lines.append([row["row"], *parameters, *used_here, steps, ", ".join(times) or "-"])
+    return lines
+
+
+def _compared(found: Mapping[str, Any]) -> list[list[str]]:
+    lines = [["than", "eq. 1", "eq. 2"]]
+    for one in found["comparisons"]:
+        cells = [
+            f"{100 * one[name]:+.2f}{between(one['interval'][name])}"
+            for name in ("normalised_performance", "relative_drop")
+        ]
+        lines.append([one["against"], *cells])
+    return lines
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lay cells out in columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = [
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -150,16 +302,15 @@ def table(found: Mapping[str, Any]) -> str:
         )
         for line in lines
     ]
-    title = f"{found['recipe']}: {found['images']} images of the {found['split']} split"
-    return "\n".join([title, "", body[0], "-" * len(body[0]), *body[1:]])
+    return "\n".join([body[0], "-" * len(body[0]), *body[1:]])
 
 
-def shown(value: float, metric: str) -> str:
-    """Show a metric with its unit and the digits that matter."""
-    unit = METRICS[metric].unit
-    if metric == "mean_iou":
-        return f"{100 * value:.2f} %"
-    return f"{value:.2f}{unit}" if unit == "°" else f"{value:.4f} {unit}".rstrip()
+def between(ends: Sequence[float] | None, *, less: float = 0.0) -> str:
+    """Show an interval in points; nothing if there is none."""
+    if ends is None:
+        return ""
+    low, high = (100 * (end - less) for end in ends)
+    return f" [{low:+.2f}, {high:+.2f}]"
 
 
 def write_json(found: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ file that appears whole or not at all.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -60,6 +61,24 @@ class Stages:
         write_tensors(path, tensors, written)
         # JSON turns tuples into lists: give what a later build will read.
         return Result(tensors, json.loads(written["log"]), key, seconds)
+
+    def note(self, name: str, key: str, seconds: float) -> None:
+        """Remember how long work took that keeps no tensors of its own."""
+        path = self._noted(name, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
+        partial.replace(path)
+
+    def noted(self, name: str, key: str) -> float | None:
+        """Give the seconds that were noted; None if there are none, or they cannot be read."""
+        try:
+            return float(json.loads(self._noted(name, key).read_text(encoding="utf-8"))["seconds"])
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+
+    def _noted(self, name: str, key: str) -> Path:
+        return self.root / f"{name}-{key[:16]}.json"
 
 
 def _kept(path: Path) -> Result | None:

@@ -1,6 +1,7 @@
 """Train an expert as the paper does: the head on the frozen encoder, then both together."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
     seed = recipe.train.seed
     head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     model = TaskModel(encoder, head).to(device())
+    began = time.perf_counter()
     phases = {
         "head": _train_head(loaded, spec, model, samples, progress),
         "full": _train_all(loaded, spec, model, samples, progress),
@@ -110,6 +112,8 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
     about = description(recipe, task, base_hash) | {
         "key": expert_key(loaded, task, base_hash),
         "select": {name: _plain(outcome) for name, outcome in phases.items()},
+        "images": {role: len(split) for role, split in samples.items()},
+        "seconds": round(time.perf_counter() - began, 3),  # its hash is of the weights alone
     }
     write_expert(
         path,

@@ -8,6 +8,10 @@
 or not named there makes the bundle refuse to open. The same recipe and the same inputs give the
 same bytes: there are no dates and no machine names in it.
 
+`report.md` and `report.html` say how the bundle was made. They are for people alone: they tell
+times, which differ from run to run, so that the manifest does not name them and no reader looks
+into them.
+
 Graphs.  encoder: `image` uint8 (B, H, W, 3) RGB  ->  one tensor a tap, `tap3` float32
 (B, tokens, width), CLS first.  head: the taps  ->  one tensor named as the task:
 classes uint8 (B, H, W), depth and other values float32 (B, H, W), normals and colours float32
@@ -27,6 +31,7 @@ from simo_runtime.tasks import TaskSpec, kind_named
 
 SCHEMA = "simo.bundle/1"
 MANIFEST = "manifest.json"
+REPORTS = ("report.md", "report.html")  # for people: neither named in the manifest nor read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +160,8 @@ def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
     # A plain name keeps every file inside the folder, whatever the manifest says.
     if Path(name).name != name or name in {"", ".", "..", MANIFEST} or "\\" in name:
         raise ValueError(f"files: {name!r} is not a plain file name")
+    if name in REPORTS:
+        raise ValueError(f"files: {name!r} is for people, and must not be listed")
     return FileEntry(sha256=str(entry["sha256"]), bytes=int(entry["bytes"]))
 
 
@@ -164,14 +171,19 @@ def _triple(data: Mapping[str, Any], key: str) -> tuple[float, float, float]:
 
 
 def check_files(root: Path, files: Mapping[str, FileEntry]) -> None:
-    """Compare the files of a folder with what the manifest says; BundleError names offenders."""
+    """Compare the files of a folder with what the manifest says; BundleError names offenders.
+
+    Reports are passed over, if they are regular files.
+    """
     present = {path.name: path for path in root.iterdir() if path.name != MANIFEST}
+    reports = {name: path for name in REPORTS if (path := present.pop(name, None))}
     faults = [f"{name}: not named in the manifest" for name in sorted(set(present) - set(files))]
+    faults += [f"{name}: not a regular file" for name, path in reports.items() if not plain(path)]
     for name, entry in sorted(files.items()):
         path = present.get(name)
         if path is None:
             faults.append(f"{name}: missing")
-        elif path.is_symlink() or not path.is_file():
+        elif not plain(path):
             faults.append(f"{name}: not a regular file")
         elif path.stat().st_size != entry.bytes:
             faults.append(f"{name}: {path.stat().st_size} bytes, {entry.bytes} in the manifest")
@@ -182,6 +194,11 @@ def check_files(root: Path, files: Mapping[str, FileEntry]) -> None:
             f"{root}: the bundle does not match its manifest\n{listing(faults)}\n"
             "Build it again, or copy it again from where it came."
         )
+
+
+def plain(path: Path) -> bool:
+    """Tell whether a path is a regular file, and no link to one."""
+    return path.is_file() and not path.is_symlink()
 
 
 def sha256_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+Limits = tuple[float, float]  # the values at the two ends of a scale of colours
 
 # Twenty colours at least 25 apart in CIELAB, light enough to lie over a photo.
 PALETTE_K3: Pixels = np.array(
@@ -33,31 +34,40 @@ def colour_labels(labels_HW: NDArray[Any]) -> Pixels:
     return np.asarray(table[labels_HW], np.uint8)
 
 
-def colour_depth(depth_HW: NDArray[Any]) -> Pixels:
-    """Colour a depth map, near is bright and far is dark, over its own 1 to 99 percent range.
+def colour_depth(depth_HW: NDArray[Any], limits: Limits | None = None) -> Pixels:
+    """Colour a depth map, near is bright and far is dark.
 
-    Pixels that are not finite are black.
+    It is drawn over the limits that are given, which makes maps comparable, or over its own 1 to 99
+    percent range. Pixels that are not finite are black.
     """
-    share_HW, known_HW = _share_of_range(depth_HW)
+    share_HW, known_HW = _share_of_range(depth_HW, limits)
     return _colour_shares(1.0 - share_HW, known_HW)
 
 
-def colour_disparity(disparity_HW: NDArray[Any]) -> Pixels:
+def colour_disparity(disparity_HW: NDArray[Any], limits: Limits | None = None) -> Pixels:
     """Colour a disparity map as its depth would be: near is bright."""
-    return _colour_shares(*_share_of_range(disparity_HW))
+    return _colour_shares(*_share_of_range(disparity_HW, limits))
 
 
-def colour_strength(strength_HW: NDArray[Any]) -> Pixels:
-    """Colour how strong something is: bright is strong, over its own 1 to 99 percent range."""
-    return _colour_shares(*_share_of_range(strength_HW))
+def colour_strength(strength_HW: NDArray[Any], limits: Limits | None = None) -> Pixels:
+    """Colour how strong something is: bright is strong; over limits, or its own range."""
+    return _colour_shares(*_share_of_range(strength_HW, limits))
 
 
-def _share_of_range(values_HW: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Place values between their 1st and 99th percentile, 0 to 1, and say which are finite."""
-    known_HW = np.isfinite(values_HW)
-    finite = values_HW[known_HW]
+def range_of(values: NDArray[Any]) -> Limits:
+    """Give the 1st and the 99th percentile of what is finite; 0 and 1 if nothing is."""
+    finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
-    span = max(float(high - low), 1e-6)
+    return float(low), float(high)
+
+
+def _share_of_range(
+    values_HW: NDArray[Any], limits: Limits | None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Place values between two limits, 0 to 1, and say which are finite."""
+    known_HW = np.isfinite(values_HW)
+    low, high = range_of(values_HW) if limits is None else limits
+    span = max(high - low, 1e-6)
     return (np.clip(np.where(known_HW, values_HW, low), low, high) - low) / span, known_HW
 
 

@@ -1,7 +1,8 @@
 """Measure predictions against the truth: one accumulator per metric, plain numpy.
 
-Shapes: B images, K classes, H x W pixels.  An accumulator sees a split batch by batch and gives
-one number for the whole of it, so that the number does not depend on the batch size.
+Shapes: B images, K classes, H x W pixels, S sums.  An accumulator sees a split batch by batch and
+gives one number for the whole of it, so that the number does not depend on the batch size. It keeps
+nothing but sums over pixels: those of two sets of images add up to those of both.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +19,13 @@ IGNORE = 255  # the label of pixels that have none
 
 
 class Accumulator(Protocol):
-    """Collects predictions and truths, then gives one number."""
+    """Collects predictions and truths as sums over pixels, then gives one number."""
 
     def update(self, predicted: Array, truth: Array) -> None: ...
+
+    def sums(self) -> NDArray[np.float64]:
+        """Give the sums so far, (S,); `Metric.score` makes a number of them."""
+        ...
 
     def result(self) -> float: ...
 
@@ -45,11 +50,14 @@ class MeanIoU:
         counts = np.bincount(right * self.classes + guess, minlength=self.classes**2)
         self.confusion_KK += counts.reshape(self.classes, self.classes)
 
-    def result(self) -> float:
+    def sums(self) -> NDArray[np.float64]:
+        """Give every class's intersection, then every class's union, (2 K,): all that counts."""
         hit_K = np.diag(self.confusion_KK)
         union_K = self.confusion_KK.sum(axis=0) + self.confusion_KK.sum(axis=1) - hit_K
-        seen = union_K > 0
-        return float((hit_K[seen] / union_K[seen]).mean()) if seen.any() else float("nan")
+        return np.concatenate((hit_K, union_K)).astype(np.float64)
+
+    def result(self) -> float:
+        return float(mean_ratio(self.sums()))
 
 
 class AbsoluteError:
@@ -66,8 +74,11 @@ class AbsoluteError:
         self.total += float(np.abs(predicted[valid].astype(np.float64) - truth[valid]).sum())
         self.count += int(valid.sum())
 
+    def sums(self) -> NDArray[np.float64]:
+        return np.array((self.total, self.count), np.float64)
+
     def result(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+        return float(mean_ratio(self.sums()))
 
 
 class KnownError:
@@ -86,8 +97,11 @@ class KnownError:
         self.total += float(error.sum())
         self.count += error.size
 
+    def sums(self) -> NDArray[np.float64]:
+        return np.array((self.total, self.count), np.float64)
+
     def result(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+        return float(mean_ratio(self.sums()))
 
 
 class ComponentError:
@@ -105,8 +119,11 @@ class ComponentError:
         self.total += float(error.sum())
         self.count += error.size
 
+    def sums(self) -> NDArray[np.float64]:
+        return np.array((self.total, self.count), np.float64)
+
     def result(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+        return float(mean_ratio(self.sums()))
 
 
 class MeanAngle:
@@ -131,8 +148,24 @@ class MeanAngle:
         self.total += float(np.degrees(angle).sum())
         self.count += int(valid.sum())
 
+    def sums(self) -> NDArray[np.float64]:
+        return np.array((self.total, self.count), np.float64)
+
     def result(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+        return float(mean_ratio(self.sums()))
+
+
+def mean_ratio(sums: Array) -> NDArray[np.float64]:
+    """Give the mean of above / below over what was seen; `sums` (..., S) has one half of each.
+
+    Of one pair it is total / count, of K pairs the mean over the classes whose union is not empty.
+    NaN where nothing was seen.
+    """
+    above, below = np.split(np.asarray(sums, np.float64), 2, axis=-1)
+    seen = below > 0
+    ratios = np.divide(above, below, out=np.zeros_like(above), where=seen)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(ratios.sum(axis=-1) / seen.sum(axis=-1))
 
 
 def unit(vectors: Array) -> NDArray[np.float64]:
@@ -150,6 +183,7 @@ class Metric:
     unit: str
     lower_is_better: bool
     start: Callable[[int], Accumulator]  # takes the number of classes
+    score: Callable[[Array], NDArray[np.float64]] = mean_ratio  # of sums (..., S), gives (...)
 
     def better(self, one: float, other: float) -> bool:
         """Tell whether `one` is strictly better than `other`; NaN is never better."""
@@ -185,13 +219,7 @@ def normalised_performance(
     more is better. The paper's tables print this number minus 100 %. Each mapping goes from task
     to value, `metrics` from task to metric name. A value divided by zero is infinite, 0 / 0 NaN.
     """
-    ratios = [
-        _ratio(baseline[task], measured[task])
-        if metric_named(metrics[task]).lower_is_better
-        else _ratio(measured[task], baseline[task])
-        for task in measured
-    ]
-    return float(np.mean(ratios))
+    return float(np.mean(list(performances(measured, baseline, metrics).values())))
 
 
 def relative_drop(
@@ -202,14 +230,38 @@ def relative_drop(
     It is not equation 1 minus 1: an error that doubles counts -1.0 here and -0.5 there, so one
     task that explodes rules the mean.
     """
-    changes = [
-        _ratio(measured[task] - baseline[task], baseline[task])
+    return float(np.mean(list(changes(measured, baseline, metrics).values())))
+
+
+Value = float | NDArray[np.float64]
+
+
+def performances(
+    measured: Mapping[str, Value], baseline: Mapping[str, Value], metrics: Mapping[str, str]
+) -> dict[str, NDArray[np.float64]]:
+    """Give what equation 1 is the mean of: every task's measured / baseline, or its inverse.
+
+    Values may be arrays of one shape; what comes back has this shape.
+    """
+    return {
+        task: _ratio(baseline[task], value)
+        if metric_named(metrics[task]).lower_is_better
+        else _ratio(value, baseline[task])
+        for task, value in measured.items()
+    }
+
+
+def changes(
+    measured: Mapping[str, Value], baseline: Mapping[str, Value], metrics: Mapping[str, str]
+) -> dict[str, NDArray[np.float64]]:
+    """Give what equation 2 is the mean of, as `performances` does for equation 1."""
+    return {
+        task: _ratio(value - baseline[task], baseline[task])
         * (-1.0 if metric_named(metrics[task]).lower_is_better else 1.0)
-        for task in measured
-    ]
-    return float(np.mean(changes))
+        for task, value in measured.items()
+    }
 
 
-def _ratio(above: float, below: float) -> float:
+def _ratio(above: Value, below: Value) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(above) / np.float64(below))
+        return np.asarray(np.float64(above) / np.float64(below))

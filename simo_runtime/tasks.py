@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simo_runtime.draw import (
+    Limits,
     colour_depth,
     colour_disparity,
     colour_labels,
@@ -57,6 +58,17 @@ class TaskSpec:
     labels: tuple[str, ...] = ()  # class names, in order; empty unless the kind has classes
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How maps of single values are drawn so that they can be compared, and what a value is called.
+
+    `colour` draws a map over limits, `tick` names a value on the bar beside it, with its unit.
+    """
+
+    colour: Callable[[Array, Limits], NDArray[np.uint8]]
+    tick: Callable[[float], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """What all tasks of one kind share."""
@@ -70,6 +82,8 @@ class Kind:
     summary: Callable[[Array, tuple[str, ...]], str]
     encode: Callable[[Array], Array]  # to the pixels of a PNG file, BGR as OpenCV writes them
     empty: float = 0.0  # the truth of a pixel that has none; of a vector, in every component
+    scale: Scale | None = None  # of kinds with one channel
+    key: str = ""  # what colours mean, of kinds that have neither labels nor a scale
 
 
 KINDS: dict[str, Kind] = {}
@@ -123,6 +137,12 @@ def resize_normals(normals_HW3: Array, size: tuple[int, int]) -> Array:
     length_HW = np.sqrt(np.einsum("hwc,hwc->hw", resized, resized))
     length_HW1 = np.maximum(length_HW, np.float32(1e-12))[..., None]
     return np.asarray(np.divide(resized, length_HW1, out=resized))
+
+
+def without_truth(truth: Array, kind: Kind) -> NDArray[np.bool_]:
+    """Tell which pixels (H, W) of a truth have none."""
+    gone = np.isnan(truth) if np.isnan(kind.empty) else truth == kind.empty
+    return np.asarray(gone.all(axis=-1) if truth.ndim == 3 else gone)
 
 
 def summarise_labels(labels_HW: Array, labels: tuple[str, ...]) -> str:
@@ -200,6 +220,7 @@ STRENGTH = Kind(
     summary=summarise_strength,
     encode=sixteen_bits_signed,
     empty=float("nan"),
+    scale=Scale(colour_strength, lambda value: f"{value:+.2f}"),
 )
 register_kind(CLASSES)
 register_kind(replace(CLASSES, name="parts"))
@@ -213,6 +234,7 @@ register_kind(
         colour=colour_depth,
         summary=summarise_depth,
         encode=millimetres,
+        scale=Scale(colour_depth, lambda value: f"{value:.1f} m"),
     )
 )
 register_kind(
@@ -226,6 +248,7 @@ register_kind(
         summary=summarise_log_depth,
         encode=sixteen_bits,
         empty=float("nan"),
+        scale=Scale(colour_depth, lambda value: f"{float(metres(np.asarray(value))):.2g} m"),
     )
 )
 register_kind(
@@ -238,6 +261,7 @@ register_kind(
         colour=colour_disparity,
         summary=summarise_disparity,
         encode=sixteen_bits,
+        scale=Scale(colour_disparity, lambda value: f"{value:.3f}"),
     )
 )
 register_kind(
@@ -250,6 +274,7 @@ register_kind(
         colour=colour_normals,
         summary=summarise_normals,
         encode=byte_normals,
+        key="red faces right, green up, blue the camera",
     )
 )
 register_kind(STRENGTH)
@@ -265,5 +290,6 @@ register_kind(
         summary=summarise_picture,
         encode=byte_picture,
         empty=float("nan"),
+        key="the image itself",
     )
 )

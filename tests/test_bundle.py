@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simo_runtime.bundle import MANIFEST, Bundle
+from simo_runtime.bundle import MANIFEST, REPORTS, Bundle
 from simo_runtime.errors import BundleError, UnknownNameError
 
 
@@ -65,6 +65,39 @@ def test_a_link_in_place_of_a_file_is_refused(rooms_copy: Path, tmp_path: Path) 
     moved = (rooms_copy / "seg.bin").rename(tmp_path / "seg.bin")
     (rooms_copy / "seg.bin").symlink_to(moved)
     with pytest.raises(BundleError, match=r"seg\.bin: not a regular file"):
+        Bundle.open(rooms_copy)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_may_be_missing_or_other(rooms_copy: Path, name: str) -> None:
+    (rooms_copy / name).write_text("edited")
+    Bundle.open(rooms_copy)
+    (rooms_copy / name).unlink()
+    assert name not in Bundle.open(rooms_copy).manifest.files
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_link_or_a_folder_in_place_of_a_report_is_refused(
+    rooms_copy: Path, tmp_path: Path, name: str
+) -> None:
+    moved = (rooms_copy / name).rename(tmp_path / name)
+    (rooms_copy / name).symlink_to(moved)
+    with pytest.raises(BundleError, match=f"{name}: not a regular file"):
+        Bundle.open(rooms_copy)
+    (rooms_copy / name).unlink()
+    (rooms_copy / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(BundleError, match=f"{name}: not a regular file"):
+        Bundle.open(rooms_copy)
+    (rooms_copy / name).unlink()
+    (rooms_copy / name).mkdir()
+    with pytest.raises(BundleError, match=f"{name}: not a regular file"):
+        Bundle.open(rooms_copy)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_manifest_that_lists_a_report_is_refused(rooms_copy: Path, name: str) -> None:
+    edit(rooms_copy, lambda data: data["files"].update({name: {"sha256": "0", "bytes": 1}}))
+    with pytest.raises(BundleError, match="is for people, and must not be listed"):
         Bundle.open(rooms_copy)
 
 

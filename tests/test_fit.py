@@ -90,7 +90,7 @@ def test_the_outcome_tells_the_metric_of_every_epoch() -> None:
     module = linear()
     measure, _ = scripted([5.0, 3.0, 2.0, 4.0], module)
     assert run(module, measure=measure) == Outcome(
-        epoch=2, metric=2.0, history=(5.0, 3.0, 2.0, 4.0)
+        epoch=2, metric=2.0, history=(5.0, 3.0, 2.0, 4.0), updates=9
     )
 
 

@@ -64,6 +64,19 @@ class TestEveryMetric:
         # float64 sums in another order
         assert one_by_one.result() == pytest.approx(at_once.result(), rel=1e-12)
 
+    def test_sums_of_images_add_up_to_those_of_all(self, metric: Metric) -> None:
+        predicted, truth = example(metric.name)
+        at_once, total = metric.start(4), np.zeros_like(metric.start(4).sums())
+        at_once.update(predicted, truth)
+        for index in range(7):
+            alone = metric.start(4)
+            alone.update(predicted[index : index + 1], truth[index : index + 1])
+            total += alone.sums()
+        assert total == pytest.approx(at_once.sums(), rel=1e-12)
+        assert metric.score(np.stack((total, 2 * total))) == pytest.approx(
+            [at_once.result()] * 2, rel=1e-12
+        )
+
     def test_is_nan_when_nothing_was_seen(self, metric: Metric) -> None:
         assert math.isnan(metric.start(4).result())
 

@@ -1,5 +1,6 @@
 """A learned method on the experts and images of a recipe."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,5 +146,6 @@ def described(course: Course, settings: Settings, found: Learnt) -> dict[str, An
         "learnt_on": len(learns),
         "held_out": len(held),
         "epoch": found.epoch,
+        "updates": (len(found.history) - 1) * math.ceil(len(learns) / int(settings.batch)),
         "history": list(found.history),
     }
