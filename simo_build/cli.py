@@ -59,20 +59,35 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
 
 @click.command()
 @recipe_option
-@click.option("--task", required=True, help="The task to train, or `all`.")
+@click.option("--task", required=True, help="The task to train, `all`, or `joint`: one for all.")
+@click.option(
+    "--on",
+    "role",
+    type=click.Choice(["train", "realign"]),
+    help="The split that `joint` learns from.  [default: train]",
+)
 @data_option
 @experts_option
 @polite
-def train_command(recipe: str, task: str, data: Path | None, experts: Path) -> None:
+def train_command(
+    recipe: str, task: str, role: str | None, data: Path | None, experts: Path
+) -> None:
     """Train the experts of a recipe: the head on the frozen encoder, then both.
 
-    An expert that was trained with the same settings before is kept. Prints one file a line.
+    With --task joint, train one encoder and all heads together instead: what merging is compared
+    with. What was trained with the same settings before is kept. Prints one file a line.
     """
     from simo_build.loading import load_recipe
+    from simo_build.multitask import train_multitask
     from simo_build.progress import Bars
     from simo_build.train import train_expert
 
+    if role is not None and task != "joint":
+        raise click.UsageError("--on goes with --task joint: experts learn from `train`.")
     loaded = load_recipe(recipe, data=data, experts=experts)
+    if task == "joint":
+        click.echo(train_multitask(loaded, role or "train", Bars()))
+        return
     for name in loaded.recipe.tasks if task == "all" else [task]:
         click.echo(train_expert(loaded, name, Bars()))
 
