@@ -211,7 +211,9 @@ class JointTraining:
             return None
         return {task: max(loss, TINY) for task, loss in own_losses(self.bench)}
 
-    def train(self, phase: Phase, watch: Watch = lambda score: None) -> "Learnt":
+    def train(
+        self, phase: Phase, watch: Watch = lambda score: None, progress: Progress | None = None
+    ) -> "Learnt":
         """Train encoder and heads together; give the weights of the best epoch.
 
         `watch` is told the score where training begins and after every epoch.
@@ -236,7 +238,7 @@ class JointTraining:
             phase=phase,
             score=score,
             label="joint, all",
-            progress=work.stages.progress,
+            progress=progress or work.stages.progress,
             units=units,
             watch=watched,
         )
