@@ -62,14 +62,6 @@ class ImagePart(Part):
         return std
 
 
-class Phase(Part):
-    """How long and how fast something is trained: AdamW with one cycle of the learning rate."""
-
-    epochs: Positive
-    lr: Rate
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-
-
 class PhaseChange(Part):
     """What is to differ from a phase of `train`; a key that is left out stays as it is there."""
 
@@ -77,7 +69,7 @@ class PhaseChange(Part):
     lr: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
 
-    def of(self, phase: Phase) -> Phase:
+    def of(self, phase: "Phase") -> "Phase":
         """Give the phase with the changes."""
         keys = ("epochs", "lr", "weight_decay")
         given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
@@ -151,6 +143,14 @@ class TaskPart(Part):
                 f"metric {self.metric}: kind {self.kind} has {', '.join(kind.metrics)}"
             )
         return self
+
+
+class Phase(Part):
+    """How long and how fast something is trained: AdamW with one cycle of the learning rate."""
+
+    epochs: Positive
+    lr: Rate
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
 class JitterPart(Part):

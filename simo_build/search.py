@@ -192,8 +192,8 @@ def table(found: Found) -> str:
         score, epoch = (
             (f"{trial.score:.4f}", f"{trial.epoch} of {epochs}") if complete else ("", "")
         )
-        told = trial.ended if not complete else "best" if trial in found.best.values() else ""
-        told = f"{told} after {epochs}" if not complete else told
+        leads = "best" if trial in found.best.values() else ""
+        told = leads if complete else f"{trial.ended} after {epochs}"
         lines.append((trial.phase, f"{trial.lr:.2e}", score, epoch, told))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     body = [
