@@ -256,6 +256,14 @@ def test_experts_do_not_depend_on_how_joint_training_goes(place: Path, tmp_path:
     assert expert_key(loaded(place, tmp_path, {"joint": joint}), "depth", "0") == plain
 
 
+def test_an_experts_name_is_made_from_what_the_recipe_gives(place: Path, tmp_path: Path) -> None:
+    tasks = {**WITHOUT_EXPERTS, "depth": {**WITHOUT_EXPERTS["depth"], "train": {"head": {}}}}
+    recipe = loaded(place, tmp_path, {"joint": {"lr": 1e-6}}, tasks).recipe
+    for task in TASKS:  # files that are there must keep their names
+        hashed = recipe.training(task).model_dump(mode="json", exclude_defaults=True)
+        assert hashed == TRAIN
+
+
 def test_an_expert_depends_on_its_own_tasks_changes_alone(place: Path, tmp_path: Path) -> None:
     plain = loaded(place, tmp_path, {})
     tasks = yaml.safe_load((place / "tiny.yaml").read_text())["tasks"]
