@@ -2,8 +2,9 @@
 
 An expert is a safetensors file with the tensors `encoder.<timm name>` and `head.<name>` and one
 metadata entry `simo`, JSON: what the encoder is, the hash of the base it was tuned from, and the
-task. A merged encoder is the same without head and task, and says what was merged how. Nothing is
-ever unpickled: a `.pt` file is read with weights_only=True or not at all.
+task. A merged encoder is the same without head and task, and says what was merged how; a model that
+was trained on all tasks together has a prefix for every task's head (`multitask`). Nothing is ever
+unpickled: a `.pt` file is read with weights_only=True or not at all.
 """
 
 import json
@@ -28,6 +29,7 @@ from simo_runtime.errors import CheckpointError, listing
 
 FORMAT = "simo.expert/1"
 ENCODER_FORMAT = "simo.encoder/1"
+JOINT_FORMAT = "simo.joint/1"
 METADATA = "simo"
 PICKLES = {".pt", ".pth", ".bin"}
 # What torch.load raises, by and by, when the bytes of a file are changed.
@@ -161,21 +163,21 @@ def write_expert(
     """Write an expert; `half` stores float16, for experts that must be small."""
     tensors = prefixed(encoder, "encoder.") | prefixed(head, "head.")
     if half:
-        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
+        tensors = {name: halved(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, metadata_of(about))
 
 
-def _halved(tensor: Tensor) -> Tensor:
+def halved(tensor: Tensor) -> Tensor:
     """Give a tensor in float16, unless it counts, or a value would overflow."""
-    halved = tensor.half()
-    return halved if tensor.is_floating_point() and halved.isfinite().all() else tensor
+    half = tensor.half()
+    return half if tensor.is_floating_point() and half.isfinite().all() else tensor
 
 
 def check_target(path: Path) -> None:
     """Refuse to write a merged encoder over a file that is not one."""
     if path.exists():
         try:
-            about = _about(read_metadata(path), path)
+            about = about_of(read_metadata(path), path)
         except CheckpointError:
             about = {}
         if about.get("format") != ENCODER_FORMAT:
@@ -215,11 +217,12 @@ def merged_description(
     }
 
 
-def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def about_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Read what a file of ours says of itself."""
     try:
         about = json.loads(metadata[METADATA])
-        if about.get("format") == ENCODER_FORMAT or isinstance(about["task"]["name"], str):
+        whole = about.get("format") in (ENCODER_FORMAT, JOINT_FORMAT)
+        if whole or isinstance(about["task"]["name"], str):
             return dict(about)
         reason = "its task has no name"
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -233,7 +236,7 @@ def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 def image_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int]:
     """Give the size (height, width) of the images that a file of ours was made for."""
     try:
-        high, wide = (int(side) for side in _about(metadata, path)["image"]["size"])
+        high, wide = (int(side) for side in about_of(metadata, path)["image"]["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata does not say its image's size") from error
     return high, wide
@@ -253,8 +256,8 @@ def open_expert(path: Path, *, like: Mapping[str, Any]) -> tuple[StateDict, dict
     No weight is read yet, if it is a safetensors file.
     """
     tensors, metadata = read_tensors(path)
-    about = _about(metadata, path)
-    differences = list(_differences(about, like))
+    about = about_of(metadata, path)
+    differences = list(differences_of(about, like))
     if differences:
         raise CheckpointError(
             f"{path}: the expert does not fit the recipe\n{listing(differences)}\n"
@@ -278,7 +281,7 @@ def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
     )
 
 
-def _differences(about: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
+def differences_of(about: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
     """Name the keys whose values differ, one level deep."""
     lines = []
     for key, wanted in like.items():

@@ -35,6 +35,9 @@ experts_option = click.option(
 )
 
 
+EXTRAS = {"matplotlib": "plot", "optuna": "search"}  # what installs them
+
+
 def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
     """Turn errors that people can fix into one message and exit code 1, never a traceback."""
 
@@ -49,7 +52,7 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
             raise click.ClickException(f"{where}{error.strerror or error}") from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
-            extra = "plot" if missing == "matplotlib" else "build"
+            extra = EXTRAS.get(missing, "build")
             raise click.ClickException(
                 f"this command needs {missing}: pip install 'simo-runtime[{extra}]'"
             ) from error
@@ -59,22 +62,58 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
 
 @click.command()
 @recipe_option
-@click.option("--task", required=True, help="The task to train, or `all`.")
+@click.option("--task", required=True, help="The task to train, `all`, or `joint`: one for all.")
+@click.option(
+    "--on",
+    "role",
+    type=click.Choice(["train", "realign"]),
+    help="The split that `joint` learns from.  [default: train]",
+)
+@click.option(
+    "--search",
+    "trials",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Search the learning rates first, N trials for each phase.",
+)
 @data_option
 @experts_option
 @polite
-def train_command(recipe: str, task: str, data: Path | None, experts: Path) -> None:
+def train_command(
+    recipe: str,
+    task: str,
+    role: str | None,
+    trials: int | None,
+    data: Path | None,
+    experts: Path,
+) -> None:
     """Train the experts of a recipe: the head on the frozen encoder, then both.
 
-    An expert that was trained with the same settings before is kept. Prints one file a line.
+    With --task joint, train one encoder and all heads together instead: what merging is compared
+    with. What was trained with the same settings before is kept. Prints one file a line.
+
+    With --search, find the learning rates first, by the select split: prints all trials, the
+    lines to copy into the recipe, and the file, which is what training with these lines gives.
+    Trials are kept; a search that was killed goes on, and more trials go on from those.
     """
+    if role is not None and task != "joint":
+        raise click.UsageError("--on goes with --task joint: experts learn from `train`.")
+    if trials is not None:
+        from simo_build.search import search, table  # Optuna, if it is missing, is told of first
     from simo_build.loading import load_recipe
+    from simo_build.multitask import train_multitask
     from simo_build.progress import Bars
     from simo_build.train import train_expert
 
-    loaded = load_recipe(recipe, data=data, experts=experts)
+    loaded, progress = load_recipe(recipe, data=data, experts=experts), Bars()
     for name in loaded.recipe.tasks if task == "all" else [task]:
-        click.echo(train_expert(loaded, name, Bars()))
+        if trials is not None:
+            found = search(loaded, name, trials, progress, role=role or "train")
+            click.echo(f"{table(found)}\n\n{found.path}")
+        elif name == "joint":
+            click.echo(train_multitask(loaded, role or "train", progress))
+        else:
+            click.echo(train_expert(loaded, name, progress))
 
 
 @click.command()

@@ -61,6 +61,34 @@ class ImagePart(Part):
         return std
 
 
+class PhaseChange(Part):
+    """What is to differ from a phase of `train`; a key that is left out stays as it is there."""
+
+    epochs: Positive | None = None
+    lr: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+    def of(self, phase: "Phase") -> "Phase":
+        """Give the phase with the changes."""
+        keys = ("epochs", "lr", "weight_decay")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        return phase.model_copy(update=given)
+
+
+class TaskTrainPart(Part):
+    """How the training of one task's expert differs from that of all."""
+
+    head: PhaseChange = PhaseChange()
+    full: PhaseChange = PhaseChange()
+
+
+class JointPart(PhaseChange):
+    """How one encoder and all heads are trained together; epochs and rate are else `full`'s."""
+
+    loss: Literal["mean", "experts"] = "mean"  # experts: each divided by its expert's on select
+    by: Literal["base", "experts"] = "base"  # whose metrics equation 1 compares epochs with
+
+
 class TaskPart(Part):
     """One task: what it predicts, with which head, from which expert."""
 
@@ -70,6 +98,7 @@ class TaskPart(Part):
     metric: str = ""
     target: Target | None = None
     expert: str | None = None  # a checkpoint; by default the one that simo-train writes
+    train: TaskTrainPart = TaskTrainPart()
 
     @field_validator("kind")
     @classmethod
@@ -137,6 +166,7 @@ class TrainPart(Part):
     store: Literal["fp32", "fp16"] = "fp32"  # of the expert's file
     head: Phase = Phase(epochs=10, lr=1e-3)
     full: Phase = Phase(epochs=20, lr=1e-4)
+    joint: JointPart = JointPart()
 
 
 class LinesPart(Part):
@@ -284,6 +314,15 @@ class Recipe(Part):
         """The seed of a random base, or None for a real one."""
         match = RANDOM.fullmatch(self.base.strip())
         return int(match.group(1)) if match else None
+
+    def training(self, task: str) -> TrainPart:
+        """Give how the expert of a task is trained: `train` with the task's own changes.
+
+        What experts do not depend on is as if it had not been given.
+        """
+        own = self.tasks[task].train
+        phases = {"head": own.head.of(self.train.head), "full": own.full.of(self.train.full)}
+        return self.train.model_copy(update={**phases, "joint": JointPart()})
 
     def specs(self) -> dict[str, TaskSpec]:
         """Give the tasks as the runtime knows them."""

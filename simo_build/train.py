@@ -58,7 +58,7 @@ def expert_key(loaded: LoadedRecipe, task: str, base_hash: str) -> str:
     return digest(
         {
             **description(recipe, task, base_hash),
-            "train": recipe.train.model_dump(mode="json", exclude_defaults=True),
+            "train": recipe.training(task).model_dump(mode="json", exclude_defaults=True),
             "target": recipe.tasks[task].model_dump(mode="json")["target"],
             "splits": [recipe.data.train, recipe.data.select],
             "data": fingerprint(loaded, [task]),
@@ -137,7 +137,7 @@ def _train_head(
     progress: Progress,
 ) -> Outcome:
     """Phase 1: the head alone, on features that are computed once."""
-    train, kind = loaded.recipe.train, TORCH_KINDS[spec.kind]
+    train, kind = loaded.recipe.training(spec.name), TORCH_KINDS[spec.kind]
     features = {
         role: compute_features(model.encoder, split, label=role, progress=progress)
         for role, split in samples.items()
@@ -174,7 +174,7 @@ def _train_all(
     progress: Progress,
 ) -> Outcome:
     """Phase 2: encoder and head together, on images that are changed at random."""
-    train, kind = loaded.recipe.train, TORCH_KINDS[spec.kind]
+    train, kind = loaded.recipe.training(spec.name), TORCH_KINDS[spec.kind]
     images = torch.from_numpy(samples["train"].images)
     truth = torch.from_numpy(samples["train"].truths[spec.name])
     where = model.encoder.mean.device

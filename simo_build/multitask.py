@@ -1,0 +1,294 @@
+"""Joint training: one encoder and all heads learn all tasks at once, what merging is compared with.
+
+As the paper trains its multi-task models (arXiv 2504.11268, section 5): every head by itself on the
+features of the base, exactly as an expert's, then encoder and heads together by the unweighted
+mean of the tasks' losses. The best epoch is that of the highest equation 1 on `select`, against
+the heads on the base's features, which are always there, or against the experts.
+
+A file holds the tensors `encoder.<timm name>` and `<task>.<name>` of every head, and says in its
+metadata what it was trained on, for how many steps.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from simo_build.checkpoints import (
+    JOINT_FORMAT,
+    about_of,
+    differences_of,
+    finite,
+    halved,
+    metadata_of,
+    read_tensors,
+    write_tensors,
+)
+from simo_build.data import Samples, fingerprint
+from simo_build.devices import device
+from simo_build.fit import Outcome
+from simo_build.hashing import digest
+from simo_build.heads import Head
+from simo_build.loading import LoadedRecipe
+from simo_build.phases import Measured, Score, equation_1, train_all, train_head
+from simo_build.progress import Progress
+from simo_build.realign.bench import Bench, looked_at
+from simo_build.realign.joint import TINY, Joint, on_cpu, own_losses
+from simo_build.recipe import Phase, Recipe
+from simo_build.stages import Result, Stages
+from simo_build.statedict import StateDict, misfits, part, prefixed
+from simo_build.workshop import Workshop, flat_heads, split_heads
+from simo_runtime.errors import CheckpointError, RecipeError, TrainError, listing, unknown
+
+ROLES = ("train", "realign")  # the splits that it may learn from
+Watch = Callable[[float], None]
+
+
+def train_multitask(loaded: LoadedRecipe, role: str, progress: Progress) -> Path:
+    """Train on one split, unless that has been done with the same settings; give the file."""
+    training = open_training(loaded, role, progress)
+    path = training.path_of(training.phase)
+    if path.is_file():
+        progress.say(f"joint: kept {path}")
+        return path
+    return training.write(training.train(training.phase))
+
+
+def multitask_path(work: Workshop, role: str) -> Path:
+    """Say where the model lies, or will lie, that is trained on a split."""
+    training = JointTraining(work, role)
+    return training.path_of(training.phase)
+
+
+def read_multitask(work: Workshop, path: Path) -> tuple[StateDict, dict[str, Head]]:
+    """Read the encoder's weights and the heads by task.
+
+    CheckpointError says what does not fit the recipe.
+    """
+    tensors, metadata = read_tensors(path)
+    wanted = multitask_description(work.recipe, work.base_hash)
+    if differences := differences_of(about_of(metadata, path), wanted):
+        raise CheckpointError(
+            f"{path}: the model does not fit the recipe\n{listing(differences)}\n"
+            f"Train it with `simo-train --recipe {work.loaded.shown} --task joint`."
+        )
+    like = prefixed(work.base, "encoder.") | flat_heads(work.heads())
+    if faults := list(misfits(tensors, like)):
+        raise CheckpointError(f"{path}: {len(faults)} tensors do not fit\n{listing(faults)}")
+    tensors = finite(tensors, source=path)
+    return part(tensors, "encoder."), split_heads(work, tensors)
+
+
+def multitask_description(recipe: Recipe, base_hash: str) -> dict[str, Any]:
+    """Say what a jointly trained model of this recipe is: what must be equal for it to fit."""
+    specs = {task: json.loads(json.dumps(asdict(spec))) for task, spec in recipe.specs().items()}
+    return {
+        "format": JOINT_FORMAT,
+        "base_hash": base_hash,
+        "encoder": recipe.encoder.model_dump(mode="json"),
+        "image": recipe.image.model_dump(mode="json"),
+        "tasks": specs,
+        "heads": {task: part.head for task, part in recipe.tasks.items()},
+    }
+
+
+def open_training(loaded: LoadedRecipe, role: str, progress: Progress) -> "JointTraining":
+    """Get ready to train on a split; what heads learn first is kept beside the experts."""
+    if role not in ROLES:
+        raise unknown("split for joint training", role, ROLES)
+    if loaded.recipe.data is None:
+        raise RecipeError(f"{loaded.shown}: training needs `data`")
+    return JointTraining(Workshop(loaded, Stages(loaded.experts / ".stages", progress)), role)
+
+
+@dataclass
+class JointTraining:
+    """Joint training on one split."""
+
+    work: Workshop
+    role: str
+    bench: Bench = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bench = Bench(self.work)
+
+    @property
+    def phase(self) -> Phase:
+        """How long and how fast encoder and heads learn together."""
+        train = self.work.recipe.train
+        return train.joint.of(train.full)
+
+    def path_of(self, phase: Phase) -> Path:
+        """Say where the model lies; its name carries the hash of everything it depends on."""
+        folder = self.work.loaded.experts / self.work.recipe.name
+        return folder / f"joint-{self.key(phase)[:12]}.safetensors"
+
+    def key(self, phase: Phase) -> str:
+        """Hash everything that the weights depend on."""
+        joint = self.work.recipe.train.joint
+        about = {"full": phase.model_dump(mode="json"), "loss": joint.loss, "by": joint.by}
+        return digest({**self._inputs, **about, "experts": self._experts})
+
+    @property
+    def _experts(self) -> dict[str, str]:
+        """Give the hashes of the experts' weights, if the recipe compares with them."""
+        joint = self.work.recipe.train.joint
+        used = "experts" in (joint.loss, joint.by)
+        return {task: one.hash for task, one in self.work.experts.items()} if used else {}
+
+    @cached_property
+    def _inputs(self) -> dict[str, Any]:
+        """Give everything that the heads depend on which are trained first."""
+        recipe, data = self.work.recipe, self.work.recipe.data
+        assert data is not None  # training has checked, and so does the workshop
+        tasks = {task: recipe.training(task) for task in recipe.tasks}
+        common = recipe.train.model_dump(
+            mode="json", exclude_defaults=True, exclude={"head", "full", "joint"}
+        )
+        return {
+            **multitask_description(recipe, self.work.base_hash),
+            "train": common,
+            "phases": {task: train.head.model_dump(mode="json") for task, train in tasks.items()},
+            "targets": {
+                task: one.model_dump(mode="json")["target"] for task, one in recipe.tasks.items()
+            },
+            "splits": [getattr(data, self.role), data.select],
+            "data": fingerprint(self.work.loaded, list(recipe.tasks)),
+        }
+
+    @cached_property
+    def samples(self) -> Mapping[str, Samples]:
+        """The images to learn from, and those that tell the best epoch."""
+        samples = self.work.samples
+        own = samples[self.role] if self.role in samples else self.work.split(self.role)
+        return {"train": own, "select": samples["select"]}
+
+    @cached_property
+    def heads(self) -> Result:
+        """The heads on the features of the base, and how their training went, by task."""
+        return self.work.stages.run("joint-heads", self._inputs, self._train_heads)
+
+    def _train_heads(self) -> tuple[StateDict, dict[str, Any]]:
+        work, progress = self.work, self.work.stages.progress
+        features = {
+            name: work.features(work.base, samples, name) for name, samples in self.samples.items()
+        }
+        heads, outcomes = work.heads(), {}
+        for task, spec in work.recipe.specs().items():
+            outcomes[task] = train_head(
+                heads[task],
+                spec,
+                features=features,
+                samples=self.samples,
+                train=work.recipe.training(task),
+                progress=progress,
+            )
+        return on_cpu(flat_heads(heads)), {task: vars(one) for task, one in outcomes.items()}
+
+    @cached_property
+    def score(self) -> Score:
+        """Equation 1 against the experts, or against the heads on the features of the base."""
+        if self.work.recipe.train.joint.by == "experts":
+            return equation_1(self.bench.experts, self.work.recipe.specs())
+        found = {task: float(one["metric"]) for task, one in self.heads.log.items()}
+        for task, metric in found.items():
+            if not metric > 0:
+                raise TrainError(
+                    f"joint: {task} is {metric} on select with the base's features, which nothing "
+                    "can be compared with; give the phase `head` more epochs or another lr, or set "
+                    "`train.joint.by: experts`"
+                )
+        return equation_1(found, self.work.recipe.specs())
+
+    @cached_property
+    def units(self) -> dict[str, float] | None:
+        """What the losses are divided by: nothing, or their experts' on select."""
+        if self.work.recipe.train.joint.loss == "mean":
+            return None
+        return {task: max(loss, TINY) for task, loss in own_losses(self.bench)}
+
+    def train(
+        self, phase: Phase, watch: Watch = lambda score: None, progress: Progress | None = None
+    ) -> "Learnt":
+        """Train encoder and heads together; give the weights of the best epoch.
+
+        `watch` is told the score where training begins and after every epoch.
+        """
+        work, score, units = self.work, self.score, self.units
+        encoder = deepcopy(work.encoder)
+        encoder.load(work.base, source="the base")
+        encoder.requires_grad_(True)
+        heads = split_heads(work, self.heads.tensors)
+        joint = Joint(encoder, heads, bf16=work.recipe.train.precision == "bf16").to(device())
+        measured: list[Measured] = []
+
+        def watched(metrics: Measured, found: float) -> None:
+            measured.append(metrics)
+            watch(found)
+
+        outcome = train_all(
+            joint,
+            work.recipe.specs(),
+            samples=self.samples,
+            train=work.recipe.train,
+            phase=phase,
+            score=score,
+            label="joint, all",
+            progress=progress or work.stages.progress,
+            units=units,
+            watch=watched,
+        )
+        weights = prefixed(encoder.weights(), "encoder.") | flat_heads(joint.by_task())
+        return Learnt(on_cpu(weights), phase, outcome, measured[outcome.epoch])
+
+    def write(self, learnt: "Learnt") -> Path:
+        """Write the model with all that is known of its training; give the file."""
+        path, recipe = self.path_of(learnt.phase), self.work.recipe
+        half = recipe.train.store == "fp16"
+        weights = {n: halved(t) if half else t for n, t in learnt.weights.items()}
+        about = {
+            **multitask_description(recipe, self.work.base_hash),
+            "key": self.key(learnt.phase),
+            "learned_from": self.role,
+            **self.used,
+            "steps": {
+                "heads": {task: self.steps(recipe.training(task).head) for task in recipe.tasks},
+                "all": self.steps(learnt.phase),
+            },
+            "loss": recipe.train.joint.loss,
+            "by": recipe.train.joint.by,
+            "experts": self._experts,
+            "full": learnt.phase.model_dump(mode="json"),
+            "select": {
+                "heads": self.heads.log,
+                "full": json.loads(json.dumps(vars(learnt.outcome))),
+                "metrics": dict(learnt.metrics),
+            },
+        }
+        write_tensors(path, weights, metadata_of(about))
+        return path
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Say how many images and labels are learnt and chosen from; every image has all labels."""
+        own, select = (len(self.samples[name]) for name in ("train", "select"))
+        return looked_at(own, own, select, select)
+
+    def steps(self, phase: Phase) -> int:
+        """Give the number of optimiser steps of a phase."""
+        batches = math.ceil(len(self.samples["train"]) / self.work.recipe.train.batch)
+        return phase.epochs * batches
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Weights of the best epoch, how they came about, and their metrics on `select`."""
+
+    weights: StateDict
+    phase: Phase
+    outcome: Outcome
+    metrics: Measured
