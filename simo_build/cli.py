@@ -35,6 +35,9 @@ experts_option = click.option(
 )
 
 
+EXTRAS = {"matplotlib": "plot", "tensorboard": "tensorboard"}  # what installs them
+
+
 def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
     """Turn errors that people can fix into one message and exit code 1, never a traceback."""
 
@@ -49,7 +52,7 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
             raise click.ClickException(f"{where}{error.strerror or error}") from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
-            extra = "plot" if missing == "matplotlib" else "build"
+            extra = EXTRAS.get(missing, "build")
             raise click.ClickException(
                 f"this command needs {missing}: pip install 'simo-runtime[{extra}]'"
             ) from error
@@ -60,21 +63,36 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
 @click.command()
 @recipe_option
 @click.option("--task", required=True, help="The task to train, or `all`.")
+@click.option(
+    "--tensorboard",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write loss, rate, metric and time of every epoch to this folder, for TensorBoard.",
+)
 @data_option
 @experts_option
 @polite
-def train_command(recipe: str, task: str, data: Path | None, experts: Path) -> None:
+def train_command(
+    recipe: str, task: str, tensorboard: Path | None, data: Path | None, experts: Path
+) -> None:
     """Train the experts of a recipe: the head on the frozen encoder, then both.
 
-    An expert that was trained with the same settings before is kept. Prints one file a line.
+    An expert that was trained with the same settings before is kept, and a training that was
+    killed goes on. Prints one file a line. `accelerate launch --no_python simo-train ...` uses
+    several GPUs.
     """
     from simo_build.loading import load_recipe
-    from simo_build.progress import Bars
+    from simo_build.progress import Bars, Silent
+    from simo_build.scalars import TensorBoard
     from simo_build.train import train_expert
+    from simo_build.workers import workers
 
+    main = workers().main
+    scalars = TensorBoard(tensorboard) if tensorboard is not None and main else None
     loaded = load_recipe(recipe, data=data, experts=experts)
     for name in loaded.recipe.tasks if task == "all" else [task]:
-        click.echo(train_expert(loaded, name, Bars()))
+        path = train_expert(loaded, name, Bars() if main else Silent(), scalars)
+        if main:
+            click.echo(path)
 
 
 @click.command()
@@ -95,11 +113,15 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     """
     from simo_build.build import build
     from simo_build.loading import load_recipe
-    from simo_build.progress import Bars
+    from simo_build.progress import Bars, Silent
+    from simo_build.workers import workers
 
+    main = workers().main
     loaded = load_recipe(recipe, data=data, experts=experts)
-    bundle = build(loaded, out or Path("bundles") / loaded.recipe.name, progress=Bars())
-    click.echo(bundle.root)
+    out = out or Path("bundles") / loaded.recipe.name
+    bundle = build(loaded, out, progress=Bars() if main else Silent())
+    if main:
+        click.echo(bundle.root)
 
 
 @click.command()
