@@ -3,6 +3,7 @@
 Heavy imports wait until a command runs, so that `--help` is instant.
 """
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from math import isfinite
@@ -33,6 +34,21 @@ experts_option = click.option(
     show_default=True,
     help="Where trained experts are kept.",
 )
+
+
+def in_one_process(command: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Refuse a launcher of several processes: this command would do everything several times."""
+
+    @wraps(command)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise click.ClickException(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this command runs in one process; "
+                "simo-train and simo-build are those that use several"
+            )
+        return command(*args, **kwargs)
+
+    return run
 
 
 EXTRAS = {"matplotlib": "plot", "tensorboard": "tensorboard"}  # what installs them
@@ -135,6 +151,7 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
 @data_option
 @experts_option
 @polite
+@in_one_process
 def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Path) -> None:
     """Merge the experts' encoders into one and write its weights as safetensors. Prints the file.
 
@@ -181,6 +198,7 @@ def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
 @data_option
 @experts_option
 @polite
+@in_one_process
 def eval_command(
     recipe: str,
     split: str,
@@ -252,6 +270,7 @@ def numbers(_context: click.Context, _option: click.Parameter, text: str) -> lis
 @data_option
 @experts_option
 @polite
+@in_one_process
 def relate_command(
     recipe: str,
     lambdas: list[float],

@@ -43,15 +43,12 @@ class Saved:
             about = json.loads(metadata[METADATA])
             key, checksum, plain = about["key"], about["checksum"], dict(about["plain"])
         except (CheckpointError, KeyError, TypeError, ValueError, RecursionError):
-            return self._ignored("it is damaged")
-        if checksum != checksum_of(tensors):
-            return self._ignored("it is damaged")
-        if key != self.key:
-            return self._ignored("it is of another configuration or another version")
-        return tensors, plain
-
-    def _ignored(self, why: str) -> None:
+            tensors, key, checksum, plain = {}, self.key, "", {}
+        if checksum == checksum_of(tensors) and key == self.key:
+            return tensors, plain
+        why = "it is damaged" if key == self.key else "it is of another configuration or version"
         self.progress.say(f"{self.path}: not used, {why}; training starts afresh")
+        return None
 
     def write(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Put a state in the place of the last one, which stays if this fails."""

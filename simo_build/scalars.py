@@ -28,10 +28,10 @@ class TensorBoard:
         # Imported here: it takes seconds, and an extra installs it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch's own
+        self._writer = SummaryWriter(str(folder))
 
     def write(self, label: str, values: Mapping[str, float], epoch: int) -> None:
         for name, value in values.items():
             tag = f"{label}/{name}".replace(", ", "/").replace(" ", "_")
-            self._writer.add_scalar(tag, value, epoch)  # type: ignore[no-untyped-call]  # torch's own
-        self._writer.flush()  # type: ignore[no-untyped-call]  # torch's own
+            self._writer.add_scalar(tag, value, epoch)
+        self._writer.flush()

@@ -68,7 +68,7 @@ class Several(Workers):
         mine = torch.arange(len(batch)).repeat(count)  # the last parts begin at the front again
         size = -(-len(batch) // count)
         taps = encode(batch[mine[rank * size : (rank + 1) * size].to(batch.device)])
-        whole: list[Tensor] = [_Gathered.apply(tap, rank, count) for tap in taps]  # type: ignore[no-untyped-call]  # torch's own
+        whole: list[Tensor] = [_Gathered.apply(tap, rank, count) for tap in taps]
         return [tap[: len(batch)] for tap in whole]
 
     def average(self, parameters: Sequence[nn.Parameter]) -> None:
