@@ -20,6 +20,7 @@ from simo_build.progress import Progress
 from simo_build.realign import run_steps, shared_encoder
 from simo_build.recipe import Recipe
 from simo_build.stages import Result, Stages
+from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads, split_heads
 from simo_export.graph import EXPORTER
 from simo_runtime.bundle import MANIFEST, Bundle
@@ -40,8 +41,9 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
     merged = merge(work)
     aligned = realign(work, merged)
-    bundle = export(work, merged, aligned, out)
-    write_report(work, merged, aligned, bundle)
+    bundle = Bundle.open(workers().from_main(lambda: export(work, merged, aligned, out).root))
+    if workers().main:
+        write_report(work, merged, aligned, bundle)
     return bundle
 
 
@@ -56,7 +58,9 @@ def realign(work: Workshop, merged: Result) -> Result:
         return Result(flat_heads(work.expert_heads()), {}, digest({"heads": work.inputs()}))
     steps = [step.model_dump(mode="json") for step in work.recipe.realign]
     inputs = {**work.inputs(), "merged": merged.key, "steps": steps}
-    return work.stages.run("realign", inputs, lambda: run_steps(work, merged.tensors))
+    return work.stages.run_in_parts(
+        "realign", inputs, lambda states: run_steps(work, merged.tensors, states)
+    )
 
 
 def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle:

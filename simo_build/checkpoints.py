@@ -102,7 +102,10 @@ def _read_pickle(path: Path) -> StateDict:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name and rename it."""
+    """Write a safetensors file under a temporary name and rename it.
+
+    CheckpointError if the disk is full or the folder cannot be written to; what was there stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -110,6 +113,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         save_file(whole, partial, metadata=dict(metadata))
         partial.chmod(0o644)  # safetensors writes for the owner alone
         partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        size = sum(tensor.nbytes for tensor in whole.values())
+        raise CheckpointError(
+            f"{path}: cannot be written, it needs {size / 2**20:.1f} MiB: {error}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

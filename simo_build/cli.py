@@ -3,6 +3,7 @@
 Heavy imports wait until a command runs, so that `--help` is instant.
 """
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from math import isfinite
@@ -35,7 +36,28 @@ experts_option = click.option(
 )
 
 
-EXTRAS = {"matplotlib": "plot", "optuna": "search"}  # what installs them
+def in_one_process(command: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Refuse a launcher of several processes: this command would do everything several times."""
+
+    @wraps(command)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        refuse_several()
+        return command(*args, **kwargs)
+
+    return run
+
+
+def refuse_several() -> None:
+    """Refuse a launcher of several processes."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise click.ClickException(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this runs in one process; simo-train "
+            "(of experts, without --search) and simo-build are those that use several"
+        )
+
+
+# What installs a missing module.
+EXTRAS = {"matplotlib": "plot", "optuna": "search", "tensorboard": "tensorboard"}
 
 
 def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -76,6 +98,11 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
     metavar="N",
     help="Search the learning rates first, N trials for each phase.",
 )
+@click.option(
+    "--tensorboard",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write loss, rate, metric and time of every epoch to this folder, for TensorBoard.",
+)
 @data_option
 @experts_option
 @polite
@@ -84,13 +111,16 @@ def train_command(
     task: str,
     role: str | None,
     trials: int | None,
+    tensorboard: Path | None,
     data: Path | None,
     experts: Path,
 ) -> None:
     """Train the experts of a recipe: the head on the frozen encoder, then both.
 
     With --task joint, train one encoder and all heads together instead: what merging is compared
-    with. What was trained with the same settings before is kept. Prints one file a line.
+    with. What was trained with the same settings before is kept, and an expert's training that
+    was killed goes on. Prints one file a line. `accelerate launch --no_python simo-train ...`
+    uses several GPUs for experts.
 
     With --search, find the learning rates first, by the select split: prints all trials, the
     lines to copy into the recipe, and the file, which is what training with these lines gives.
@@ -98,22 +128,33 @@ def train_command(
     """
     if role is not None and task != "joint":
         raise click.UsageError("--on goes with --task joint: experts learn from `train`.")
+    if task == "joint" or trials is not None:
+        refuse_several()
     if trials is not None:
         from simo_build.search import search, table  # Optuna, if it is missing, is told of first
     from simo_build.loading import load_recipe
     from simo_build.multitask import train_multitask
-    from simo_build.progress import Bars
+    from simo_build.progress import Bars, Silent
+    from simo_build.scalars import TensorBoard
     from simo_build.train import train_expert
+    from simo_build.workers import workers
 
-    loaded, progress = load_recipe(recipe, data=data, experts=experts), Bars()
+    main = workers().main
+    progress = Bars() if main else Silent()
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    scalars = TensorBoard(tensorboard) if tensorboard is not None and main else None
     for name in loaded.recipe.tasks if task == "all" else [task]:
         if trials is not None:
             found = search(loaded, name, trials, progress, role=role or "train")
             click.echo(f"{table(found)}\n\n{found.path}")
-        elif name == "joint":
-            click.echo(train_multitask(loaded, role or "train", progress))
-        else:
-            click.echo(train_expert(loaded, name, progress))
+            continue
+        path = (
+            train_multitask(loaded, role or "train", progress)
+            if name == "joint"
+            else train_expert(loaded, name, progress, scalars)
+        )
+        if main:
+            click.echo(path)
 
 
 @click.command()
@@ -134,11 +175,15 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     """
     from simo_build.build import build
     from simo_build.loading import load_recipe
-    from simo_build.progress import Bars
+    from simo_build.progress import Bars, Silent
+    from simo_build.workers import workers
 
+    main = workers().main
     loaded = load_recipe(recipe, data=data, experts=experts)
-    bundle = build(loaded, out or Path("bundles") / loaded.recipe.name, progress=Bars())
-    click.echo(bundle.root)
+    out = out or Path("bundles") / loaded.recipe.name
+    bundle = build(loaded, out, progress=Bars() if main else Silent())
+    if main:
+        click.echo(bundle.root)
 
 
 @click.command()
@@ -152,6 +197,7 @@ def build_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
 @data_option
 @experts_option
 @polite
+@in_one_process
 def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Path) -> None:
     """Merge the experts' encoders into one and write its weights as safetensors. Prints the file.
 
@@ -210,6 +256,7 @@ def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
 @data_option
 @experts_option
 @polite
+@in_one_process
 def eval_command(
     recipe: str,
     split: str,
@@ -291,6 +338,7 @@ def numbers(_context: click.Context, _option: click.Parameter, text: str) -> lis
 @data_option
 @experts_option
 @polite
+@in_one_process
 def relate_command(
     recipe: str,
     lambdas: list[float],

@@ -3,18 +3,26 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Item = TypeVar("Item")
 QUIET_SECONDS = 10.0
 
 
 class Progress(Protocol):
-    """Takes lines to say, lines that matter only when work is slow, and loops to follow."""
+    """Takes lines to say, lines that matter only when work is slow, and loops to follow.
+
+    A note is a few words beside the loop that is followed, each in the place of the one before.
+    """
 
     def say(self, line: str) -> None: ...
 
     def detail(self, line: str) -> None: ...
+
+    def note(self, words: str) -> None: ...
 
     def track(
         self, items: Iterable[Item], label: str, total: int | None = None
@@ -30,6 +38,9 @@ class Silent:
     def detail(self, line: str) -> None:
         """Drop the line."""
 
+    def note(self, words: str) -> None:
+        """Drop the words."""
+
     def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
         yield from items
 
@@ -42,6 +53,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._said = time.monotonic()
+        self._bar: tqdm[Any] | None = None
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -51,8 +63,18 @@ class Bars:
         if time.monotonic() - self._said > QUIET_SECONDS:
             self.say(line)
 
+    def note(self, words: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(words, refresh=False)  # shown when the bar is drawn next
+
     def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
         from tqdm import tqdm
 
-        off = not sys.stderr.isatty()
-        yield from tqdm(items, desc=label, total=total, leave=False, file=sys.stderr, disable=off)
+        off, outer = not sys.stderr.isatty(), self._bar
+        with tqdm(
+            items, desc=label, total=total, leave=False, file=sys.stderr, disable=off
+        ) as self._bar:
+            try:
+                yield from self._bar
+            finally:
+                self._bar = outer

@@ -54,7 +54,9 @@ def base_realigned(work: Workshop) -> Result:
     """Run the recipe's steps on the base itself: the control that says what merging is worth."""
     steps = [step.model_dump(mode="json") for step in work.recipe.realign]
     inputs = {**work.inputs(), "steps": steps}
-    return work.stages.run("control", inputs, lambda: run_steps(work, work.base))
+    return work.stages.run_in_parts(
+        "control", inputs, lambda states: run_steps(work, work.base, states)
+    )
 
 
 def realigned(

@@ -17,7 +17,9 @@ import torch
 from simo_build.checkpoints import read_tensors, write_tensors
 from simo_build.hashing import code_hash, digest
 from simo_build.progress import Progress
+from simo_build.saved import States
 from simo_build.statedict import StateDict
+from simo_build.workers import workers
 from simo_runtime.errors import CheckpointError
 
 
@@ -47,18 +49,36 @@ class Stages:
         inputs: Mapping[str, Any],
         make: Callable[[], tuple[StateDict, dict[str, Any]]],
     ) -> Result:
-        """Give the kept result of a stage with these inputs, or make it and keep it."""
+        """Give the kept result of a stage with these inputs, or make it and keep it.
+
+        Of several processes the main one makes it for all.
+        """
+        return self.run_in_parts(name, inputs, lambda _: workers().from_main(make))
+
+    def run_in_parts(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[States], tuple[StateDict, dict[str, Any]]],
+    ) -> Result:
+        """Do the same for a stage that trains: it is given where states may lie meanwhile.
+
+        Several processes make it together.
+        """
         key = digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
         path = self.root / f"{name}-{key[:16]}.safetensors"
-        if kept := _kept(path):
+        states = States(path, key, self.progress)
+        if kept := workers().from_main(lambda: _kept(path)):
             self.progress.say(f"{name}: kept from an earlier build")
             return replace(kept, key=key)
         self.progress.say(f"{name} ...")
         started = time.perf_counter()
-        tensors, log = make()
+        tensors, log = make(states)
         seconds = round(time.perf_counter() - started, 3)
         written = {"log": json.dumps(log, sort_keys=True), "seconds": json.dumps(seconds)}
-        write_tensors(path, tensors, written)
+        if workers().main:
+            write_tensors(path, tensors, written)
+            states.remove()
         # JSON turns tuples into lists: give what a later build will read.
         return Result(tensors, json.loads(written["log"]), key, seconds)
 

@@ -2,6 +2,9 @@
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,16 @@ from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
 from simo_build.features import compute_features, take
-from simo_build.fit import Outcome, fit
-from simo_build.hashing import digest
+from simo_build.fit import Outcome, fit, snapshot
+from simo_build.hashing import code_hash, digest
 from simo_build.heads import FeatureShape, Head, make_head
 from simo_build.loading import LoadedRecipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Progress, Silent
+from simo_build.saved import States
+from simo_build.scalars import Scalars
+from simo_build.statedict import StateDict
+from simo_build.workers import workers
 from simo_runtime.errors import RecipeError, unknown
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
@@ -36,7 +43,7 @@ class TaskModel(nn.Module):
 
     def forward(self, pixels_BHW3: Tensor, *, half: bool = False) -> Tensor:
         with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=half):
-            taps = self.encoder(pixels_BHW3)
+            taps = workers().encode(self.encoder, pixels_BHW3)
         raw: Tensor = self.head([tap.float() for tap in taps])
         return raw
 
@@ -80,10 +87,13 @@ def expert_path(loaded: LoadedRecipe, task: str, base_hash: str) -> Path:
     return loaded.experts / loaded.recipe.name / f"{task}-{key[:12]}.safetensors"
 
 
-def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
+def train_expert(
+    loaded: LoadedRecipe, task: str, progress: Progress, scalars: Scalars | None = None
+) -> Path:
     """Train the expert of one task, unless it is there already; give its file.
 
-    The file's name carries the hash of everything that the weights depend on.
+    The file's name carries the hash of everything that the weights depend on. What a killed
+    training has done lies beside it, and is gone on with.
     """
     recipe = loaded.recipe
     if task not in recipe.tasks:
@@ -92,8 +102,10 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
         raise RecipeError(f"{loaded.shown}: training needs `data`")
     encoder = Encoder(recipe.encoder, recipe.image)
     base_hash = load_base(loaded, encoder)
-    path = expert_path(loaded, task, base_hash)
-    if path.is_file():
+    path, key = expert_path(loaded, task, base_hash), expert_key(loaded, task, base_hash)
+    code = {"expert": key, "code": code_hash(), "torch": torch.__version__}
+    states = States(path, digest(code), progress)
+    if workers().from_main(path.is_file):
         progress.say(f"{task}: kept {path}")
         return path
     samples = {
@@ -105,51 +117,66 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
     head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     model = TaskModel(encoder, head).to(device())
     began = time.perf_counter()
-    phases = {
-        "head": _train_head(loaded, spec, model, samples, progress),
-        "full": _train_all(loaded, spec, model, samples, progress),
-    }
+    room = Training(loaded, spec, model, samples, states, progress, scalars)
+    phases = {"head": _train_head(room), "full": _train_all(room)}
     about = description(recipe, task, base_hash) | {
-        "key": expert_key(loaded, task, base_hash),
+        "key": key,
         "select": {name: _plain(outcome) for name, outcome in phases.items()},
         "images": {role: len(split) for role, split in samples.items()},
         "seconds": round(time.perf_counter() - began, 3),  # its hash is of the weights alone
     }
-    write_expert(
-        path,
-        encoder=encoder.weights(),
-        head=head.state_dict(),
-        about=about,
-        half=recipe.train.store == "fp16",
-    )
+    if workers().main:
+        write_expert(
+            path,
+            encoder=encoder.weights(),
+            head=head.state_dict(),
+            about=about,
+            half=recipe.train.store == "fp16",
+        )
+        states.remove()
     return path
+
+
+@dataclass(frozen=True)
+class Training:
+    """What both phases work with."""
+
+    loaded: LoadedRecipe
+    spec: TaskSpec
+    model: TaskModel
+    samples: Mapping[str, Samples]
+    states: States
+    progress: Progress
+    scalars: Scalars | None
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
     return dict(json.loads(json.dumps(vars(outcome))))
 
 
-def _train_head(
-    loaded: LoadedRecipe,
-    spec: TaskSpec,
-    model: TaskModel,
-    samples: dict[str, Samples],
-    progress: Progress,
-) -> Outcome:
-    """Phase 1: the head alone, on features that are computed once."""
-    train, kind = loaded.recipe.training(spec.name), TORCH_KINDS[spec.kind]
-    features = {
-        role: compute_features(model.encoder, split, label=role, progress=progress)
-        for role, split in samples.items()
-    }
+def _train_head(work: Training) -> Outcome:
+    """Phase 1: the head alone, on features that are computed once, in the main process."""
+    outcome, head = workers().from_main(lambda: _trained_head(work))
+    work.model.head.load_state_dict(head)
+    return outcome
+
+
+def _trained_head(work: Training) -> tuple[Outcome, StateDict]:
+    spec, model = work.spec, work.model
+    train = work.loaded.recipe.training(spec.name)
+    kind, samples = TORCH_KINDS[spec.kind], work.samples
     truth = torch.from_numpy(samples["train"].truths[spec.name])
     where = model.encoder.mean.device
 
+    @cache  # when a head is there already, features are not needed
+    def features(role: str) -> list[Tensor]:
+        return compute_features(model.encoder, samples[role], label=role, progress=work.progress)
+
     def loss_of(index: Tensor) -> Tensor:
-        raw = model.head(take(features["train"], index, where))
+        raw = model.head(take(features("train"), index, where))
         return kind.loss(raw, truth[index].to(where))
 
-    return fit(
+    outcome = fit(
         model.head,
         metric=spec.metric,
         better=metric_named(spec.metric).better,
@@ -159,22 +186,21 @@ def _train_head(
         generator=torch.Generator().manual_seed(train.seed),
         loss_of=loss_of,
         measure=lambda: measure_head(
-            model.head, spec, features=features["select"], samples=samples["select"]
+            model.head, spec, features=features("select"), samples=samples["select"]
         ),
         label=f"{spec.name}, head",
-        progress=progress,
+        progress=work.progress,
+        saved=work.states.of("head"),
+        scalars=work.scalars,
     )
+    return outcome, snapshot(model.head)
 
 
-def _train_all(
-    loaded: LoadedRecipe,
-    spec: TaskSpec,
-    model: TaskModel,
-    samples: dict[str, Samples],
-    progress: Progress,
-) -> Outcome:
+def _train_all(work: Training) -> Outcome:
     """Phase 2: encoder and head together, on images that are changed at random."""
-    train, kind = loaded.recipe.training(spec.name), TORCH_KINDS[spec.kind]
+    spec, model = work.spec, work.model
+    train = work.loaded.recipe.training(spec.name)
+    kind, samples = TORCH_KINDS[spec.kind], work.samples
     images = torch.from_numpy(samples["train"].images)
     truth = torch.from_numpy(samples["train"].truths[spec.name])
     where = model.encoder.mean.device
@@ -204,5 +230,8 @@ def _train_all(
         loss_of=loss_of,
         measure=measure,
         label=f"{spec.name}, all",
-        progress=progress,
+        progress=work.progress,
+        saved=work.states.of("full"),
+        draws=[chance],
+        scalars=work.scalars,
     )

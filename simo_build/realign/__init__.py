@@ -12,7 +12,9 @@ from simo_build.realign.head import realign_heads
 from simo_build.realign.joint import distill
 from simo_build.realign.lora import lora
 from simo_build.realign.representation import representation
+from simo_build.saved import States
 from simo_build.statedict import StateDict, part, prefixed
+from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads
 
 ENCODER = "encoder."  # no task can be called so
@@ -25,19 +27,25 @@ STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] =
 }
 
 
-def run_steps(work: Workshop, encoder: StateDict) -> tuple[StateDict, dict[str, Any]]:
+def run_steps(
+    work: Workshop, encoder: StateDict, states: States | None = None
+) -> tuple[StateDict, dict[str, Any]]:
     """Re-align the experts' heads and an encoder to each other.
 
+    In `states` every step keeps what a killed run goes on from.
     Gives the heads' tensors, `<task>.<tensor>`, and those of the encoder, `encoder.<tensor>`, if a
     step has changed it; and a log of what every step used and did.
     """
     bench, model = Bench(work), SharedModel(encoder, work.expert_heads())
     steps: list[Log] = []
-    for step in work.recipe.realign:
+    for number, step in enumerate(work.recipe.realign, start=1):
+        bench.saved = states.of(f"{number}-{step.step}") if states else None
         model, log = STEPS[step.step](bench, model, step)
         steps.append({"step": step.step, **log})
     used = {key: max(log[key] for log in steps) for key in looked_at(0, 0, 0, 0)}
-    metrics = bench.measured(model.heads, bench.features(model.encoder, "select"))
+    metrics = workers().from_main(
+        lambda: bench.measured(model.heads, bench.features(model.encoder, "select"))
+    )
     tensors = flat_heads(model.heads)
     if model.encoder is not encoder:
         tensors |= prefixed(model.encoder, ENCODER)

@@ -1,59 +1,87 @@
 """`head`: train every head on the features of the frozen encoder.
 
 From arXiv 2504.11268, section 4: compute the features of the re-alignment images once, and train
-every head on them, from the weights it has.
+every head on them, from the weights it has. All heads are trained in one pass over the features,
+so that a batch of them is read, and moved to the device, once; each has its own optimiser and best
+epoch, and comes out as if it had been trained alone.
 """
 
 import torch
 from torch import Tensor
 
+from simo_build.data import Samples
 from simo_build.evaluate import measure_head
 from simo_build.features import take
-from simo_build.fit import Outcome, fit
+from simo_build.fit import Goal, Outcome, fit_together, snapshot
 from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
+from simo_build.statedict import StateDict
 from simo_build.steps import HeadStep
+from simo_build.workers import workers
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
 
+Batch = tuple[list[Tensor], Tensor]  # the taps of some images, and their indices
+
 
 def realign_heads(bench: Bench, model: SharedModel, step: HeadStep) -> tuple[SharedModel, Log]:
-    """Train all heads in place; the encoder stays as it is."""
-    specs = bench.work.recipe.specs()
-    tasks = {
-        task: vars(realign_head(bench, model, head, specs[task], step))
-        for task, head in model.heads.items()
-    }
+    """Train all heads in place, in the main process; the encoder stays as it is."""
+    outcomes, weights = workers().from_main(lambda: trained(bench, model, step))
+    for task, head in model.heads.items():
+        head.load_state_dict(weights[task])
     images, select = (len(bench.labelled(role)) for role in ("realign", "select"))
+    tasks = {task: vars(outcome) for task, outcome in outcomes.items()}
     return model, {**looked_at(images, images, select, select), "tasks": tasks}
 
 
-def realign_head(
-    bench: Bench, model: SharedModel, head: Head, spec: TaskSpec, step: HeadStep
-) -> Outcome:
-    """Train one head in place on the features of `realign`; its best epoch on `select` stays."""
-    kind, select = TORCH_KINDS[spec.kind], bench.labelled("select")
-    where = next(head.parameters()).device
-    features = bench.features(model.encoder, "realign", flip=step.flip)
-    checked = bench.features(model.encoder, "select")
+def trained(
+    bench: Bench, model: SharedModel, step: HeadStep
+) -> tuple[dict[str, Outcome], dict[str, StateDict]]:
+    """Train all heads on the features of `realign`; their best epochs on `select` stay."""
     samples = bench.labelled("realign")
     samples = bench.mirrored(samples) if step.flip else samples
-    truth = torch.from_numpy(samples.truths[spec.name])
+    where = next(next(iter(model.heads.values())).parameters()).device
 
-    def loss_of(index: Tensor) -> Tensor:
-        return kind.loss(head(take(features, index, where)), truth[index].to(where))
+    def batch_of(index: Tensor) -> Batch:
+        features = bench.features(model.encoder, "realign", flip=step.flip)
+        return take(features, index, where), index
 
-    return fit(
-        head,
-        metric=spec.metric,
-        better=metric_named(spec.metric).better,
+    specs = bench.work.recipe.specs()
+    outcomes = fit_together(
+        [goal_of(bench, model, head, specs[task], samples) for task, head in model.heads.items()],
         schedule=step,
         limits=step,
-        images=len(truth),
+        images=len(samples),
         generator=seeded(step.seed),
-        loss_of=loss_of,
-        measure=lambda: measure_head(head, spec, features=checked, samples=select),
-        label=f"re-align {spec.name}",
+        batch_of=batch_of,
+        label="re-align heads",
         progress=bench.progress,
+        saved=bench.saved,
+    )
+    return (
+        dict(zip(model.heads, outcomes, strict=True)),
+        {task: snapshot(head) for task, head in model.heads.items()},
+    )
+
+
+def goal_of(bench: Bench, model: SharedModel, head: Head, spec: TaskSpec, samples: Samples) -> Goal:
+    """Say what one head is trained for: its truths, and its metric on `select`."""
+    kind, truth = TORCH_KINDS[spec.kind], torch.from_numpy(samples.truths[spec.name])
+
+    def loss_of(batch: Batch) -> Tensor:
+        taps, index = batch
+        return kind.loss(head(taps), truth[index].to(taps[0].device))
+
+    def measure() -> float:
+        features = bench.features(model.encoder, "select")
+        return measure_head(head, spec, features=features, samples=bench.labelled("select"))
+
+    return Goal(
+        module=head,
+        loss_of=loss_of,
+        measure=measure,
+        metric=spec.metric,
+        better=metric_named(spec.metric).better,
+        label=f"re-align {spec.name}",
     )

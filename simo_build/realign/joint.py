@@ -24,6 +24,7 @@ from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.statedict import StateDict
 from simo_build.steps import DistillStep, JointStep
+from simo_build.workers import workers
 
 THIN = 4  # outputs of experts are compared at every fourth pixel either way
 TINY = 1e-12  # a loss below this is rounding, and no unit to measure others in
@@ -47,7 +48,7 @@ class Joint(nn.Module):
     def forward(self, pixels_BHW3: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Give the taps, and every task's raw output."""
         with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=self.bf16):
-            taps = self.encoder(pixels_BHW3)
+            taps = workers().encode(self.encoder, pixels_BHW3)
         taps = [tap.float() for tap in taps]
         return taps, {task: head(taps) for task, head in self.by_task().items()}
 
@@ -219,6 +220,7 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         progress=bench.progress,
         ema=step.ema,
         patience=step.patience,
+        saved=bench.saved,
     )
     used = looked_at(
         len(own) + (len(more) if more else 0),

@@ -1,0 +1,276 @@
+"""Ways of re-alignment on the same experts: what each wins back, from which images and labels.
+
+    python -m simo_bench.realignments --recipe nyuv2-vit-tiny --data DATA --split test --json FILE
+
+Every row of benchmarks/recipes/realignments.yaml is built from the recipe's experts, once for every
+seed of its steps, and measured on the split that is asked for. An interval is of the mean over the
+seeds: images are drawn again, the seeds are not. Stages are kept, so that a killed study goes on
+where it was, and `--only` lets several processes share the rows.
+"""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from simo_build.build import realign, versions
+from simo_build.cli import data_option, experts_option, polite, recipe_option
+from simo_build.costs import counted, together
+from simo_build.gauge import Gauge, Model
+from simo_build.intervals import Bootstrap, Measured
+from simo_build.loading import LoadedRecipe, load_recipe
+from simo_build.merging import check_recipe, merge
+from simo_build.parts import Part, Positive
+from simo_build.progress import Bars, Progress
+from simo_build.recipe import MergePart
+from simo_build.report import commit, cpu_name, without_paths, write_json
+from simo_build.rows import base_realigned, base_result, changed, realigned
+from simo_build.stages import Stages
+from simo_build.steps import Step
+from simo_build.workshop import Workshop
+from simo_runtime.errors import RecipeError, unknown
+
+SCHEMA = "simo.realignments/1"
+ROWS_FILE = Path(__file__).resolve().parents[1] / "recipes" / "realignments.yaml"
+Row = dict[str, Any]
+
+
+class Entry(Part):
+    """A row: what is merged, how it is re-aligned, with how many seeds."""
+
+    name: str
+    start: Literal["merged", "base"] = "merged"
+    merge: MergePart | None = None  # by default the recipe's
+    realign: tuple[Step, ...] = ()
+    seeds: Positive = 1
+    against: tuple[str, ...] = ()  # rows that it is compared with
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Read the list of rows; RecipeError says what is wrong with it."""
+    try:
+        entries = TypeAdapter(list[Entry]).validate_python(yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    names = [entry.name for entry in entries]
+    for entry in entries:
+        if names.count(entry.name) > 1:
+            raise RecipeError(f"{path}: {entry.name!r} stands twice")
+        for other in entry.against:
+            if other not in names:
+                raise unknown(f"{path}: against", other, names)
+    return entries
+
+
+def chosen(entries: Sequence[Entry], only: Sequence[str], path: Path) -> list[Entry]:
+    """Give the rows that are asked for, all if none is."""
+    names = [entry.name for entry in entries]
+    for name in only:
+        if name not in names:
+            raise unknown(f"row of {path}", name, names)
+    return [entry for entry in entries if not only or entry.name in only]
+
+
+def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
+    """Merge and re-align as a row says; the seed is that of all its steps."""
+    steps = tuple(step.model_copy(update={"seed": seed}) for step in entry.realign)
+    parts: dict[str, Any] = {"realign": steps}
+    if entry.merge is not None:
+        parts["merge"] = entry.merge
+    with changed(work, **parts):
+        check_recipe(work.loaded)
+        if entry.start == "base":
+            return realigned(work, "base", base_result(work), base_realigned(work))
+        merged = merge(work)
+        return realigned(work, "merged", merged, realign(work, merged))
+
+
+@dataclass
+class Table:
+    """The rows of a study on one split, and what every seed of each came to."""
+
+    work: Workshop
+    split: str
+    found: dict[str, list[Measured]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        samples = self.work.samples[self.split] if self.split == "select" else None
+        self.gauge = Gauge(self.work, samples or self.work.split(self.split))
+        self.bootstrap = Bootstrap(images=len(self.gauge.samples))
+
+    def add(self, entry: Entry) -> None:
+        """Build and measure a row with all its seeds."""
+        models = [model_of(self.work, entry, seed) for seed in range(entry.seeds)]
+        measured = [self.gauge.model(model) for model in models]
+        self.found[entry.name] = measured
+        self.rows.append(
+            {
+                "row": entry.name,
+                "merge": entry.merge and entry.merge.model_dump(mode="json", exclude_unset=True),
+                "start": entry.start,
+                "realign": [
+                    step.model_dump(mode="json", exclude_unset=True) for step in entry.realign
+                ],
+                "parameters": models[0].parameters(),
+                **summary(measured, self.gauge.experts, self.bootstrap),
+                **together(models[0].costs),
+            }
+        )
+        drop = self.rows[-1]["normalised_performance"] - 1
+        self.work.stages.progress.say(f"{entry.name}: {drop:+.2%}")
+
+    def comparisons(self, entries: Sequence[Entry]) -> Iterator[Row]:
+        """Compare rows with those that they name, if both are there."""
+        for entry in entries:
+            for other in entry.against:
+                if entry.name in self.found and other in self.found:
+                    pair = self.found[entry.name], self.found[other]
+                    found = gap(*pair, self.gauge.experts, self.bootstrap)
+                    yield {"row": entry.name, "against": other, **found}
+
+
+def performance(
+    measured: Sequence[Measured], experts: Measured, counts: Any = None
+) -> dict[str, Any]:
+    """Give equations 1 and 2 and every task's performance, the mean over seeds."""
+    every = [one.compared(experts, counts) for one in measured]
+    return {name: np.mean([one[name] for one in every], axis=0) for name in every[0]}
+
+
+def summary(
+    measured: Sequence[Measured], experts: Measured, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Describe a row: means over its seeds with intervals, and every seed's own numbers."""
+    whole = performance(measured, experts)
+    drawn = performance(measured, experts, bootstrap.counts_Rn)
+    metrics = [one.metrics() for one in measured]
+    seeds = [float(one.compared(experts)["normalised_performance"]) for one in measured]
+    return {
+        "metrics": {task: float(np.mean([one[task] for one in metrics])) for task in metrics[0]},
+        "normalised_performance": float(whole["normalised_performance"]),
+        "relative_drop": float(whole["relative_drop"]),
+        "performance": {task: float(whole[f"performance.{task}"]) for task in metrics[0]},
+        "interval": {
+            name: bootstrap.interval(drawn[name])
+            for name in ("normalised_performance", "relative_drop")
+        },
+        "seeds": [
+            {"normalised_performance": score, "metrics": one}
+            for score, one in zip(seeds, metrics, strict=True)
+        ],
+    }
+
+
+def gap(
+    one: Sequence[Measured], other: Sequence[Measured], experts: Measured, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Give by how much the first is better by equation 1, means over seeds, on the same images."""
+    name, counts = "normalised_performance", bootstrap.counts_Rn
+    whole = performance(one, experts)[name] - performance(other, experts)[name]
+    drawn = performance(one, experts, counts)[name] - performance(other, experts, counts)[name]
+    return {name: float(whole), "interval": bootstrap.interval(drawn)}
+
+
+def run(
+    loaded: LoadedRecipe,
+    every: Sequence[Entry],
+    entries: Sequence[Entry],
+    split: str,
+    out: Path,
+    *,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run the study; give the whole document."""
+    work = Workshop(loaded, Stages(out, progress))
+    table = Table(work, split)
+    for entry in entries:
+        table.add(entry)
+    return {
+        "schema": SCHEMA,
+        "recipe": loaded.recipe.name,
+        "split": split,
+        "images": len(table.gauge.samples),
+        "command": shlex.join(
+            ["python", "-m", "simo_bench.realignments", *without_paths(sys.argv[1:])]
+        ),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
+        "inputs": work.inputs(),
+        "bootstrap": table.bootstrap.about(),
+        "metrics": {task: spec.metric for task, spec in work.recipe.specs().items()},
+        "experts": table.gauge.experts.metrics(),
+        "rows": table.rows,
+        "comparisons": list(table.comparisons(every)),
+    }
+
+
+def table_of(found: Mapping[str, Any]) -> str:
+    """Lay the rows out as a table in Markdown."""
+    lines = [
+        "| | images | labels | steps | eq. 1 - 100 % | 95 % | seeds |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        ends = row["interval"]["normalised_performance"]
+        between = " to ".join(f"{end - 1:+.1%}" for end in ends) if ends else "-"
+        cells = [
+            row["row"],
+            counted(row["images"]),
+            counted(row["labels"]),
+            f"{row['steps'] or 0}",
+            f"{row['normalised_performance'] - 1:+.2%}",
+            between,
+            f"{len(row['seeds'])}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@recipe_option
+@click.option(
+    "--rows",
+    "rows_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=ROWS_FILE,
+    help="The list of rows.  [default: benchmarks/recipes/realignments.yaml]",
+)
+@click.option("--only", multiple=True, help="A row's name; all others are left out. Repeatable.")
+@click.option("--split", type=click.Choice(["select", "test"]), default="select", show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@data_option
+@experts_option
+@polite
+def main(
+    recipe: str,
+    rows_file: Path,
+    only: tuple[str, ...],
+    split: str,
+    json_file: Path | None,
+    data: Path | None,
+    experts: Path,
+) -> None:
+    """Compare ways of re-alignment on the experts of a recipe."""
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    every = read_entries(rows_file)
+    entries = chosen(every, only, rows_file)
+    stages = Path("bundles") / ".stages"
+    found = run(loaded, every, entries, split, stages, progress=Bars())
+    click.echo(table_of(found))
+    if json_file is not None:
+        write_json(found, json_file)
+
+
+if __name__ == "__main__":
+    main()
