@@ -95,13 +95,13 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
     if path.is_file():
         progress.say(f"{task}: kept {path}")
         return path
+    spec = recipe.specs()[task]
+    seed = recipe.train.seed
+    head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     samples = {
         role: load_split(loaded, role, tasks=[task], progress=progress)
         for role in ("train", "select")
     }
-    spec = recipe.specs()[task]
-    seed = recipe.train.seed
-    head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     model = TaskModel(encoder, head).to(device())
     phases = {
         "head": _train_head(loaded, spec, model, samples, progress),
