@@ -185,7 +185,7 @@ class SeededDropout(nn.Dropout):
 
     def __init__(self, share: float) -> None:
         super().__init__(share)
-        self.seed, self.passes = int(torch.randint(2**31, ())), 0
+        self.seed, self.passes = int(torch.randint(2**31, (), device="cpu")), 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
