@@ -37,7 +37,7 @@ class TorchKind:
     positive: bool = False  # whether the head ends with a ReLU
     normalised: bool = True  # whether a linear head starts with a BatchNorm
     upsample: int = 1  # how far a linear head upsamples before its ReLU
-    start: float = 0.0  # what a linear head says at first; over 0 if positive, or the ReLU is dead
+    start: float = 0.0  # what a head says at first; over 0 if positive, or the ReLU is dead
 
 
 def cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:

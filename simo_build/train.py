@@ -108,13 +108,13 @@ def train_expert(
     if workers().from_main(path.is_file):
         progress.say(f"{task}: kept {path}")
         return path
+    spec = recipe.specs()[task]
+    seed = recipe.train.seed
+    head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     samples = {
         role: load_split(loaded, role, tasks=[task], progress=progress)
         for role in ("train", "select")
     }
-    spec = recipe.specs()[task]
-    seed = recipe.train.seed
-    head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)
     model = TaskModel(encoder, head).to(device())
     began = time.perf_counter()
     room = Training(loaded, spec, model, samples, states, progress, scalars)

@@ -46,8 +46,18 @@ def write_data(folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps({"splits": splits}))
 
 
-def write_recipe(folder: Path, tasks: tuple[str, ...] = TASKS, **changes: Any) -> Path:
-    """Write a recipe on the files of `write_workplace`, with some keys changed."""
+def write_recipe(
+    folder: Path, tasks: tuple[str, ...] | dict[str, Any] = TASKS, **changes: Any
+) -> Path:
+    """Write a recipe on the files of `write_workplace`, with some keys changed.
+
+    `tasks` are names, or what stands under the key.
+    """
+    if isinstance(tasks, tuple):
+        tasks = {
+            task: {"kind": task, "expert": f"{task}.safetensors", "target": {"folder": task}}
+            for task in tasks
+        }
     content = {
         "name": "tiny",
         "encoder": {
@@ -58,10 +68,7 @@ def write_recipe(folder: Path, tasks: tuple[str, ...] = TASKS, **changes: Any) -
         "base": "base.safetensors",
         "image": {"size": list(SIZE)},
         "data": {"root": "data"},
-        "tasks": {
-            task: {"kind": task, "expert": f"{task}.safetensors", "target": {"folder": task}}
-            for task in tasks
-        },
+        "tasks": tasks,
         "merge": {**MERGE, "images": 4},
         "realign": [{"step": "head", "epochs": 1, "lr": 1e-3}],
         **changes,
@@ -71,10 +78,12 @@ def write_recipe(folder: Path, tasks: tuple[str, ...] = TASKS, **changes: Any) -
     return path
 
 
-def write_workplace(folder: Path, scales: Mapping[str, float] | None = None) -> Path:
+def write_workplace(
+    folder: Path, scales: Mapping[str, float] | None = None, **changes: Any
+) -> Path:
     """Write data, base, experts that move by noise of some scale, and the recipe; give the last."""
     write_data(folder / "data")
-    path = write_recipe(folder)
+    path = write_recipe(folder, **changes)
     loaded = load_recipe(str(path))
     encoder = Encoder(loaded.recipe.encoder, loaded.recipe.image)
     randomise(encoder, 0)
@@ -84,7 +93,8 @@ def write_workplace(folder: Path, scales: Mapping[str, float] | None = None) -> 
     for seed, task in enumerate(TASKS, start=1):
         scale = (scales or {}).get(task, 0.05)
         spec = loaded.recipe.specs()[task]
-        head = make_head("linear", spec, feature_shape(encoder), seed=seed)
+        name = loaded.recipe.tasks[task].head
+        head = make_head(name, spec, feature_shape(encoder), seed=seed)
         write_expert(
             folder / f"{task}.safetensors",
             encoder=moved(base, seed=seed, scale=scale),

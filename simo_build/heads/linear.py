@@ -1,40 +1,19 @@
-"""Heads: HEADS holds one class per architecture, features in, a raw map at image size out.
+"""The paper's linear head (arXiv 2504.11268).
 
-Shapes: B images, P prefix tokens (CLS first), N = h x w patches, D width, L taps, K channels,
-H x W pixels.  taps L x (B, P + N, D)  ->  raw (B, K, H, W).
+Shapes: as in `simo_build.heads.head`; M = B x N, C = 2 x L x D.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from simo_build.heads.head import FeatureShape, Head
 from simo_build.losses import TORCH_KINDS
 from simo_export.fold import PlainLinearHead, fold_batchnorm
-from simo_export.geometry import Geometry
 from simo_export.upsample import to_image
-from simo_runtime.errors import RecipeError, unknown
+from simo_runtime.errors import RecipeError
 from simo_runtime.tasks import TaskSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureShape:
-    """What a head must know of the encoder."""
-
-    geometry: Geometry
-    taps: int
-    width: int
-    prefix: int
-
-
-class Head(nn.Module, ABC):
-    """What every head offers beside `forward`; one without it cannot be made."""
-
-    @abstractmethod
-    def folded(self) -> nn.Module:
-        """Give an equal module of plain weights for export, in float32."""
 
 
 class LinearHead(Head):
@@ -84,15 +63,3 @@ class LinearHead(Head):
             positive=self.kind.positive,
             first=self.kind.upsample,
         )
-
-
-HEADS: dict[str, Callable[[TaskSpec, FeatureShape], Head]] = {"linear": LinearHead}
-
-
-def make_head(name: str, spec: TaskSpec, shape: FeatureShape, *, seed: int) -> Head:
-    """Make a head by name; its first weights depend on the seed and the task's name alone."""
-    if name not in HEADS:
-        raise unknown(f"tasks.{spec.name}.head", name, HEADS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + sum(spec.name.encode()))
-        return HEADS[name](spec, shape)

@@ -1,0 +1,30 @@
+"""What a head is: features in, a raw map at image size out, plain weights when asked.
+
+Shapes: B images, P prefix tokens (CLS first), N = h x w patches, D width, L taps, K channels,
+H x W pixels.  taps L x (B, P + N, D)  ->  raw (B, K, H, W).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from simo_export.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureShape:
+    """What a head must know of the encoder."""
+
+    geometry: Geometry
+    taps: int
+    width: int
+    prefix: int
+
+
+class Head(nn.Module, ABC):
+    """What every head offers beside `forward`; one without it cannot be made."""
+
+    @abstractmethod
+    def folded(self) -> nn.Module:
+        """Give an equal module of plain weights for export, in float32."""
