@@ -15,7 +15,7 @@ from simo_build.hashing import code_hash, digest
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
-from simo_build.realign import run_steps, shared_encoder
+from simo_build.realign import check_steps, run_steps, shared_encoder
 from simo_build.recipe import Recipe
 from simo_build.stages import Result, Stages
 from simo_build.workshop import Workshop, flat_heads, split_heads
@@ -35,6 +35,7 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     """
     check_recipe(loaded)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
+    check_steps(work)
     merged = merge(work)
     aligned = realign(work, merged)
     return export(work, merged, aligned, out)

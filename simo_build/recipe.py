@@ -267,6 +267,15 @@ class Recipe(Part):
             raise ValueError(
                 "realign: `representation` stands twice; `distill` trains its maps further"
             )
+        if (
+            "calibrate" in steps[steps.index("representation") :]
+            if "representation" in steps
+            else ()
+        ):
+            raise ValueError(
+                "realign: `calibrate` solves the weights of blocks that have no maps beside them; "
+                "put it before `representation`"
+            )
         if self.data is not None:
             blind = [
                 name
