@@ -11,7 +11,7 @@ from simo_build.devices import device
 from simo_build.evidence import grams
 from simo_build.merge import METHODS, Moved
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at
-from simo_build.realign.featcal import Settings, featcal
+from simo_build.realign.featcal import Problem, Settings, featcal
 from simo_build.realign.joint import joined, lessons_of, units_of
 from simo_build.realign.sidebyside import distances
 from simo_build.statedict import StateDict, add, subtract
@@ -44,7 +44,14 @@ def solver(bench: Bench, shared: StateDict, samples: Samples, method: str) -> So
     """Give what solves an encoder on some images by a method, for parameters that come later."""
     work = bench.work
     if method == "featcal":
-        return lambda params: featcal(work, shared, samples, Settings(**params))
+        # in an order of their own: sums must not depend on how a recipe orders its tasks
+        experts = [one.encoder for one in sorted(work.experts.values(), key=lambda one: one.hash)]
+
+        def featcalibrated(params: Params) -> StateDict:
+            problem = Problem(experts, shared, work.base, Settings(**params))
+            return featcal(work.encoder, problem, samples, progress=bench.progress)
+
+        return featcalibrated
     merging = METHODS[method]
     deltas = [subtract(one.encoder, shared) for one in work.experts.values()]
     evidence = [grams(work, task, samples) for task in work.experts]

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from simo_build.data import Samples
 from simo_build.devices import device
+from simo_build.encoder import Encoder
 from simo_build.moments import Sums, inputs_of
+from simo_build.progress import Progress
 from simo_build.realign.sidebyside import Stretch, side_by_side
 from simo_build.statedict import StateDict
-from simo_build.workshop import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weights of experts, shared encoder and base by their names; given in float64.
+class Problem:
+    """The weights of experts, shared encoder and base by their names, and the parameters.
 
-    A convolution's weight is given as a matrix.
+    Tensors are given in float64, a convolution's weight as a matrix.
     """
 
     experts: Sequence[StateDict]
@@ -65,26 +66,29 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def featcal(work: Workshop, shared: StateDict, samples: Samples, settings: Settings) -> StateDict:
-    """Give the shared encoder's weights, calibrated to the workshop's experts on some images."""
-    # in an order of their own: sums must not depend on how a recipe orders its tasks
-    experts = [one.encoder for one in sorted(work.experts.values(), key=lambda one: one.hash)]
-    weights, vit = Weights(experts, shared, work.base, settings), work.encoder.vit
-    found = {**shared, **solved_tokens(vit, weights)}
-    taps = work.encoder.part.taps if work.encoder.part.norm else ()
+def featcal(
+    encoder: Encoder, problem: Problem, samples: Samples, *, progress: Progress
+) -> StateDict:
+    """Give the shared encoder's weights, calibrated to the experts on some images.
+
+    `encoder` says how weights are passed; those that it has are not looked at.
+    """
+    vit, shared = encoder.vit, problem.shared
+    found = {**shared, **solved_tokens(vit, problem)}
+    taps = encoder.part.taps if encoder.part.norm else ()
     seen = Sums({}, {})
-    parts = side_by_side(work.encoder, [found, *experts], samples)
-    progress = work.stages.progress.track(parts, "calibrating", len(vit.blocks) + 2)
-    for number, (own, *others) in enumerate(progress):
+    parts = side_by_side(encoder, [found, *problem.experts], samples)
+    tracked = progress.track(parts, "calibrating", len(vit.blocks) + 2)
+    for number, (own, *others) in enumerate(tracked):
         for name, layer in own.layers.items():
-            solved = solve(name, own, others, weights)
+            solved = solve(name, own, others, problem)
             found |= solved
             put(layer, solved)
         if number - 1 in taps:  # the final norm sees the tokens of every tapped block
             for rows in own.batches():
                 see_norm(seen, inputs_of(vit.norm, own.given[rows].to(device())))
     if seen.totals:
-        found |= solved_norm("norm.weight", seen, weights)
+        found |= solved_norm("norm.weight", seen, problem)
     return {name: found[name].cpu().to(tensor.dtype) for name, tensor in shared.items()}
 
 
@@ -95,7 +99,7 @@ def put(layer: nn.Module, solved: StateDict) -> None:
         own[name.rpartition(".")[2]].copy_(tensor)
 
 
-def solve(name: str, own: Stretch, others: Sequence[Stretch], weights: Weights) -> StateDict:
+def solve(name: str, own: Stretch, others: Sequence[Stretch], problem: Problem) -> StateDict:
     """Solve one layer, by the name of its weight, from what goes into it and into the experts'."""
     layer, seen = own.layers[name], Sums({}, {})
     for rows in own.batches():
@@ -106,10 +110,10 @@ def solve(name: str, own: Stretch, others: Sequence[Stretch], weights: Weights) 
         see = see_scale if isinstance(layer, LayerScale) else see_matrix
         see(seen, x_RN, [other.inputs(name, rows) for other in others])
     if isinstance(layer, nn.LayerNorm):
-        return solved_norm(name, seen, weights)
+        return solved_norm(name, seen, problem)
     if isinstance(layer, LayerScale):
-        return solved_scale(name, seen, weights)
-    return solved_matrix(name, seen, weights)
+        return solved_scale(name, seen, problem)
+    return solved_matrix(name, seen, problem)
 
 
 def see_matrix(seen: Sums, x_RN: Tensor, experts: Sequence[Tensor]) -> None:
@@ -120,23 +124,23 @@ def see_matrix(seen: Sums, x_RN: Tensor, experts: Sequence[Tensor]) -> None:
         seen.add(str(number), x_RA.T @ e_RN, len(x_RA))
 
 
-def solved_matrix(name: str, seen: Sums, weights: Weights) -> StateDict:
+def solved_matrix(name: str, seen: Sums, problem: Problem) -> StateDict:
     """Solve a linear layer, or a convolution as one: its weight first, then its bias."""
-    own_AA, cross_TAN, size = products(seen, weights.settings.alpha)
-    ridge, tasks = weights.settings.ridge, len(cross_TAN)
-    w_TMN, anchor_MN = weights.of_experts(name), weights.anchor(name)
+    own_AA, cross_TAN, size = products(seen, problem.settings.alpha)
+    ridge, tasks = problem.settings.ridge, len(cross_TAN)
+    w_TMN, anchor_MN = problem.of_experts(name), problem.anchor(name)
     pull_NM = (cross_TAN[:, :-1] @ w_TMN.mT).sum(dim=0) / size + ridge * anchor_MN.T
     whole_NN = tasks * own_AA[:-1, :-1] / size
     whole_NN.diagonal().add_(ridge)
     w_MN = torch.linalg.solve(whole_NN, pull_NM).T
-    found = {name: w_MN.reshape(weights.shared[name].shape)}
+    found = {name: w_MN.reshape(problem.shared[name].shape)}
     bias = f"{name.removesuffix('weight')}bias"
-    if bias not in weights.shared:
+    if bias not in problem.shared:
         return found
     # what the means of inputs leave over, in the same units
-    left_TM = weights.of_experts(bias) + (w_TMN @ cross_TAN[:, -1, :, None])[..., 0]
+    left_TM = problem.of_experts(bias) + (w_TMN @ cross_TAN[:, -1, :, None])[..., 0]
     left_TM = left_TM - w_MN @ own_AA[-1, :-1]
-    total_M = left_TM.sum(dim=0) / size + ridge * weights.anchor(bias)
+    total_M = left_TM.sum(dim=0) / size + ridge * problem.anchor(bias)
     return {**found, bias: total_M / (tasks / size + ridge)}
 
 
@@ -158,12 +162,12 @@ def see_scale(seen: Sums, x_RN: Tensor, experts: Sequence[Tensor]) -> None:
         seen.add(str(number), (x_RN * e_RN).sum(dim=0), len(x_RN))
 
 
-def solved_scale(name: str, seen: Sums, weights: Weights) -> StateDict:
+def solved_scale(name: str, seen: Sums, problem: Problem) -> StateDict:
     """Solve a layer scale: a matrix with nothing off its diagonal."""
-    own_N, cross_TN, size = products(seen, weights.settings.alpha)
-    ridge, pull_N = weights.settings.ridge, (cross_TN * weights.of_experts(name)).sum(dim=0) / size
+    own_N, cross_TN, size = products(seen, problem.settings.alpha)
+    ridge, pull_N = problem.settings.ridge, (cross_TN * problem.of_experts(name)).sum(dim=0) / size
     total_N = len(cross_TN) * own_N / size + ridge
-    return {name: (pull_N + ridge * weights.anchor(name)) / total_N}
+    return {name: (pull_N + ridge * problem.anchor(name)) / total_N}
 
 
 def see_norm(seen: Sums, z_RN: Tensor) -> None:
@@ -172,18 +176,18 @@ def see_norm(seen: Sums, z_RN: Tensor) -> None:
     seen.add("square", z_RN.square().sum(dim=0), len(z_RN))
 
 
-def solved_norm(name: str, seen: Sums, weights: Weights) -> StateDict:
+def solved_norm(name: str, seen: Sums, problem: Problem) -> StateDict:
     """Solve a norm's weight and bias together, channel by channel, for the same inputs in all."""
     mean_N, square_N = (seen.totals[key] / seen.rows[key] for key in ("mean", "square"))
-    ridge, w_TN = weights.settings.ridge, weights.of_experts(name)
-    pull_N = (square_N * w_TN).sum(dim=0) + ridge * weights.anchor(name)
+    ridge, w_TN = problem.settings.ridge, problem.of_experts(name)
+    pull_N = (square_N * w_TN).sum(dim=0) + ridge * problem.anchor(name)
     total_N = len(w_TN) * square_N + ridge
     bias = f"{name.removesuffix('weight')}bias"
-    if bias not in weights.shared:
+    if bias not in problem.shared:
         return {name: pull_N / total_N}
-    b_TN, count = weights.of_experts(bias), len(w_TN) + ridge
+    b_TN, count = problem.of_experts(bias), len(w_TN) + ridge
     pull_N = pull_N + (mean_N * b_TN).sum(dim=0)
-    other_N = (mean_N * w_TN + b_TN).sum(dim=0) + ridge * weights.anchor(bias)
+    other_N = (mean_N * w_TN + b_TN).sum(dim=0) + ridge * problem.anchor(bias)
     cross_N = len(w_TN) * mean_N
     rest_N = total_N * count - cross_N.square()  # at least ridge * count: squares exceed means
     return {
@@ -192,10 +196,10 @@ def solved_norm(name: str, seen: Sums, weights: Weights) -> StateDict:
     }
 
 
-def solved_tokens(vit: nn.Module, weights: Weights) -> StateDict:
+def solved_tokens(vit: nn.Module, problem: Problem) -> StateDict:
     """Solve prefix tokens and positions: what is added to inputs, as a bias, and is as it is."""
-    ridge, tasks = weights.settings.ridge, len(weights.experts)
+    ridge, tasks = problem.settings.ridge, len(problem.experts)
     return {
-        name: (weights.of_experts(name).sum(dim=0) + ridge * weights.anchor(name)) / (tasks + ridge)
+        name: (problem.of_experts(name).sum(dim=0) + ridge * problem.anchor(name)) / (tasks + ridge)
         for name, _ in vit.named_parameters(recurse=False)
     }
