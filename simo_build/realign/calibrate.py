@@ -24,10 +24,8 @@ Solve = Callable[[Params], StateDict]
 def calibrate(bench: Bench, model: SharedModel, step: CalibrateStep) -> tuple[SharedModel, Log]:
     """Calibrate the encoder to the experts; of candidates the best stays, the start included."""
     samples = bench.work.unlabelled(step.images, "realign.images")
-    solve, used = (
-        solver(bench, model.encoder, samples, step.method),
-        looked_at(step.images, 0, 0, 0),
-    )
+    solve = solver(bench, model.encoder, samples, step.method)
+    used = looked_at(step.images, 0, 0, 0)
     log: Log = {"method": step.method}
     if step.choose.given():
         found, told = best(bench, model, step, solve)
@@ -58,8 +56,8 @@ def solver(bench: Bench, shared: StateDict, samples: Samples, method: str) -> So
 
     def solve(params: Params) -> StateDict:
         """Merge what still parts the experts from the shared encoder."""
-        moved = [[Moved(one, device()) for one in many] for many in (deltas, evidence)]
-        delta = merging(*moved, **params)
+        near, seen = ([Moved(one, device()) for one in many] for many in (deltas, evidence))
+        delta = merging(near, seen, **params)
         return add(shared, {name: tensor.cpu() for name, tensor in delta.items()})
 
     return solve

@@ -102,18 +102,15 @@ def put(layer: nn.Module, solved: StateDict) -> None:
 def solve(name: str, own: Stretch, others: Sequence[Stretch], problem: Problem) -> StateDict:
     """Solve one layer, by the name of its weight, from what goes into it and into the experts'."""
     layer, seen = own.layers[name], Sums({}, {})
-    for rows in own.batches():
-        x_RN = own.inputs(name, rows)
-        if isinstance(layer, nn.LayerNorm):
-            see_norm(seen, x_RN)
-            continue
-        see = see_scale if isinstance(layer, LayerScale) else see_matrix
-        see(seen, x_RN, [other.inputs(name, rows) for other in others])
     if isinstance(layer, nn.LayerNorm):
+        for rows in own.batches():
+            see_norm(seen, own.inputs(name, rows))
         return solved_norm(name, seen, problem)
-    if isinstance(layer, LayerScale):
-        return solved_scale(name, seen, problem)
-    return solved_matrix(name, seen, problem)
+    scales = isinstance(layer, LayerScale)
+    see, solved = (see_scale, solved_scale) if scales else (see_matrix, solved_matrix)
+    for rows in own.batches():
+        see(seen, own.inputs(name, rows), [other.inputs(name, rows) for other in others])
+    return solved(name, seen, problem)
 
 
 def see_matrix(seen: Sums, x_RN: Tensor, experts: Sequence[Tensor]) -> None:
@@ -145,13 +142,15 @@ def solved_matrix(name: str, seen: Sums, problem: Problem) -> StateDict:
 
 
 def products(seen: Sums, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the means of x_s x_s', those of x_s x_t' for every expert, and the size of the first."""
+    """Give the means of x_s x_s', those of x_s x_t' for every expert, and the size of the first.
+
+    Of a layer scale they are (N,) and (T, N), without a 1 at the end.
+    """
     means = {name: total / seen.rows[name] for name, total in seen.totals.items()}
     own, others = means.pop("own"), torch.stack([*means.values()])
-    matrix = own.dim() == 2  # else of a layer scale, which has neither pairs nor a 1
     width = others.shape[-1]
     cross = alpha * others + (1 - alpha) * own[..., :width]
-    size = (own[:width, :width] if matrix else own).norm()
+    size = own[(slice(width),) * own.dim()].norm()
     return own, cross, size if size > 0 else torch.ones_like(size)
 
 
