@@ -17,7 +17,7 @@ from simo_build.ledger import write_report
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
-from simo_build.realign import run_steps, shared_encoder
+from simo_build.realign import check_steps, run_steps, shared_encoder
 from simo_build.recipe import Recipe
 from simo_build.stages import Result, Stages
 from simo_build.workers import workers
@@ -39,6 +39,7 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     """
     check_recipe(loaded)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
+    check_steps(work)
     merged = merge(work)
     aligned = realign(work, merged)
     bundle = Bundle.open(workers().from_main(lambda: export(work, merged, aligned, out).root))

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed, Triple
 from simo_build.proxies import SELECT, check_choice
 from simo_build.sources import KEYS_OF, UNTARGETED, DataPart, Target
-from simo_build.steps import Step
+from simo_build.steps import Step, check_order
 from simo_runtime.errors import SimoError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
@@ -289,16 +289,7 @@ class Recipe(Part):
             raise ValueError(f"tasks: {taken[0]} is a reserved name")
         if self.data is None and (self.realign or self.merge.choose):
             raise ValueError("`realign` and `merge.choose` need `data`")
-        steps = [step.step for step in self.realign]
-        if steps.count("representation") > 1:
-            raise ValueError(
-                "realign: `representation` stands twice; `distill` trains its maps further"
-            )
-        unlabelled = any(getattr(step, "unlabelled", False) for step in self.realign)
-        if self.data is not None and unlabelled and self.data.unlabelled is None:
-            raise ValueError(
-                "realign: a step with `unlabelled` needs `data.unlabelled`, a split's name"
-            )
+        check_order(self.realign)
         if self.data is not None:
             blind = [
                 name
@@ -307,6 +298,15 @@ class Recipe(Part):
             ]
             if blind:
                 raise ValueError(f"tasks.{blind[0]}: `target` says where its truth lies in `data`")
+        return self
+
+    @model_validator(mode="after")
+    def _has_images_for_all_steps(self) -> "Recipe":
+        unlabelled = any(getattr(step, "unlabelled", False) for step in self.realign)
+        if self.data is not None and unlabelled and self.data.unlabelled is None:
+            raise ValueError(
+                "realign: a step with `unlabelled` needs `data.unlabelled`, a split's name"
+            )
         return self
 
     @property

@@ -1,5 +1,7 @@
 """The steps of re-alignment as a recipe writes them, told apart by `step`."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -100,5 +102,84 @@ class RepresentationStep(JointStep):
     weight_decay: Weight = 0.0
 
 
-AnyStep = HeadStep | DistillStep | LoraStep | RepresentationStep
+# The parameters of every method of calibration, with the values that papers or `merge` give them.
+CALIBRATIONS: dict[str, dict[str, float]] = {
+    "featcal": {"alpha": 0.3, "rho": 2.0, "ridge": 0.05},
+    "regmean": {"alpha": 1.0, "off_diagonal": 0.9},
+    "lot": {"alpha": 1.0, "rcond": 1e-6},
+}
+Mix = Annotated[float, Field(ge=0, le=1)]
+Reach = Annotated[float, Field(ge=0, le=16)]
+# products are float32 and of a size of 1: a ridge below their rounding would hold nothing
+Ridge = Annotated[float, Field(ge=1e-6, le=1e6)]
+Cut = Annotated[float, Field(gt=0, lt=1)]
+
+
+class CalibrateChoice(Part):
+    """Candidates for parameters of calibration."""
+
+    alpha: Annotated[tuple[Mix, ...], Field(min_length=1)] | None = None
+    rho: Annotated[tuple[Reach, ...], Field(min_length=1)] | None = None
+    ridge: Annotated[tuple[Ridge, ...], Field(min_length=1)] | None = None
+    off_diagonal: Annotated[tuple[Mix, ...], Field(min_length=1)] | None = None
+    rcond: Annotated[tuple[Cut, ...], Field(min_length=1)] | None = None
+
+    def given(self) -> dict[str, tuple[float, ...]]:
+        """Give the candidates of every parameter that has some."""
+        return {name: values for name, values in dict(self).items() if values is not None}
+
+
+class CalibrateStep(Part):
+    """Solve the encoder's layers in closed form, on images without labels; the heads stay."""
+
+    step: Literal["calibrate"]
+    method: Literal["featcal", "regmean", "lot"] = "featcal"
+    images: Positive = 128  # how many of `realign`, spread evenly
+    alpha: Mix | None = None
+    rho: Reach | None = None
+    ridge: Ridge | None = None
+    off_diagonal: Mix | None = None
+    rcond: Cut | None = None
+    choose: CalibrateChoice = CalibrateChoice()
+    by: Literal["select", "teachers"] = "select"  # how candidates are judged
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> "CalibrateStep":
+        known, given, chosen = CALIBRATIONS[self.method], self._given(), self.choose.given()
+        if foreign := sorted({*given, *chosen} - {*known}):
+            raise ValueError(f"{self.method} has no {foreign[0]}; it has {', '.join(known)}")
+        if both := sorted({*given} & {*chosen}):
+            raise ValueError(f"{both[0]} is given twice, also in `choose`")
+        if "by" in self.model_fields_set and not chosen:
+            raise ValueError(f"by: {self.by} has nothing to choose; give candidates in `choose`")
+        return self
+
+    def candidates(self) -> list[dict[str, float]]:
+        """Give the method's parameters, every combination of those that are to be chosen."""
+        fixed, chosen = {**CALIBRATIONS[self.method], **self._given()}, self.choose.given()
+        grid = itertools.product(*chosen.values())
+        return [fixed | dict(zip(chosen, values, strict=True)) for values in grid]
+
+    def _given(self) -> dict[str, float]:
+        names = CalibrateChoice.model_fields
+        return {
+            name: value for name, value in dict(self).items() if name in names and value is not None
+        }
+
+
+AnyStep = HeadStep | DistillStep | LoraStep | RepresentationStep | CalibrateStep
 Step = Annotated[AnyStep, Field(discriminator="step")]
+
+
+def check_order(steps: Sequence[AnyStep]) -> None:
+    """Refuse a list of steps in which one cannot work on what those before it leave."""
+    names = [step.step for step in steps]
+    if names.count("representation") > 1:
+        raise ValueError(
+            "realign: `representation` stands twice; `distill` trains its maps further"
+        )
+    if "representation" in names and "calibrate" in names[names.index("representation") :]:
+        raise ValueError(
+            "realign: `calibrate` solves the weights of blocks that have no maps beside them; "
+            "put it before `representation`"
+        )

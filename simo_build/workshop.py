@@ -108,26 +108,26 @@ class Workshop:
         tasks = list(self.recipe.tasks)
         return load_split(self.loaded, role, tasks=tasks, progress=self.stages.progress)
 
-    def unlabelled(self, count: int) -> Samples:
+    def unlabelled(self, count: int, key: str = "merge.images") -> Samples:
         """Give images of `realign`, spread evenly over the split, without any truth.
 
-        RecipeError if the split has fewer.
+        RecipeError if the split has fewer; it names the recipe's key that asks for so many.
         """
         images = load_split(self.loaded, "realign", tasks=(), progress=self.stages.progress).images
-        return Samples(images[_spread(count, len(images))], {})
+        return Samples(images[_spread(count, len(images), key)], {})
 
     def labelled(self, count: int) -> Samples:
         """Give the same images of `realign` as `unlabelled`, with the truths of every task."""
         whole = self.samples["realign"]
-        rows = _spread(count, len(whole))
+        rows = _spread(count, len(whole), "merge.images")
         return Samples(
             whole.images[rows], {task: all_[rows] for task, all_ in whole.truths.items()}
         )
 
-    def check_images(self, count: int) -> None:
+    def check_images(self, count: int, key: str = "merge.images") -> None:
         """Refuse to look at more images of `realign` than there are; none is read."""
         assert self.recipe.data is not None  # the recipe was checked for it
-        _spread(count, len(open_dataset(self.loaded).ids(self.recipe.data.realign)))
+        _spread(count, len(open_dataset(self.loaded).ids(self.recipe.data.realign)), key)
 
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
@@ -188,12 +188,10 @@ class Splits(Mapping[str, Samples]):
         return len(self.ROLES)
 
 
-def _spread(count: int, there: int) -> NDArray[np.int64]:
+def _spread(count: int, there: int, key: str) -> NDArray[np.int64]:
     """Give the rows of `count` images, spread evenly over those that are there."""
     if count > there:
-        raise RecipeError(
-            f"merge.images is {count}, but the split for re-alignment has {there} images"
-        )
+        raise RecipeError(f"{key} is {count}, but the split for re-alignment has {there} images")
     return np.arange(count) * there // count
 
 

@@ -29,6 +29,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "distill": {"step": "distill", **QUICK},
     "lora": {"step": "lora", **QUICK, "rank": 2},
     "representation": {"step": "representation", **QUICK, "rank": 2},
+    "calibrate": {"step": "calibrate", "images": 4, "choose": {"rho": [0.5, 2]}},
 }
 JOINT = [name for name in ALONE if name != "head"]
 
@@ -110,13 +111,16 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
         ({"step": "lora"}, 6, 0, 3),
         ({"step": "distill", "labels": True}, 6, 6, 3),
         ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
+        ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}}, 4, 0, 3),
+        ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}, "by": "teachers"}, 4, 0, 0),
     ],
     ids=str,
 )
 def test_a_step_says_how_many_images_and_labels_it_used(
     place: Path, tmp_path: Path, step: dict[str, Any], images: int, labels: int, select_labels: int
 ) -> None:
-    log = aligned(place, tmp_path, {**step, "epochs": 1})[2].log
+    once = {} if step["step"] == "calibrate" else {"epochs": 1}
+    log = aligned(place, tmp_path, {**step, **once})[2].log
     expected = {
         "images": images,
         "labels": labels,
@@ -174,10 +178,11 @@ def test_no_step_sees_an_image_of_the_test_split(place: Path, tmp_path: Path, na
     assert all(torch.equal(before.tensors[key], after.tensors[key]) for key in before.tensors)
 
 
+@pytest.mark.parametrize("name", ["distill", "calibrate"])
 def test_without_labels_no_truth_of_realign_is_read(
-    place: Path, tmp_path: Path, reads: Reads
+    place: Path, tmp_path: Path, reads: Reads, name: str
 ) -> None:
-    aligned(place, tmp_path, ALONE["distill"])
+    aligned(place, tmp_path, ALONE[name])
     assert ("realign", ()) in reads
     assert all(not tasks for split, tasks in reads if split == "realign")
 
@@ -309,6 +314,25 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
         ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),
         ({"step": "lora", "layers": []}, r"realign\.0\.layers"),
         ({"step": "lora", "rank": 0}, r"realign\.0\.rank: Input should be greater than 0"),
+        ({"step": "calibrate", "lambda": 1}, r"realign\.0\.lambda: unknown key"),
+        ({"step": "calibrate", "alpa": 1}, r"realign\.0\.alpa: unknown key; .* 'alpha'\?"),
+        ({"step": "calibrate", "method": "featcall"}, r"realign\.0\.method: .* 'featcal'"),
+        ({"step": "calibrate", "rcond": 0.1}, r"realign\.0: featcal has no rcond; it has alpha, r"),
+        ({"step": "calibrate", "method": "lot", "rho": 1}, r"realign\.0: lot has no rho; it has"),
+        (
+            {"step": "calibrate", "method": "lot", "choose": {"rho": [1]}},
+            r"realign\.0: lot has no rho; it has alpha, rcond",
+        ),
+        ({"step": "calibrate", "ridge": 0}, r"realign\.0\.ridge: Input should be greater than"),
+        ({"step": "calibrate", "alpha": 2}, r"realign\.0\.alpha: Input should be less than"),
+        ({"step": "calibrate", "choose": {"alpha": [2]}}, r"realign\.0\.choose\.alpha\.0: Input"),
+        ({"step": "calibrate", "choose": {"ro": [2]}}, r"realign\.0\.choose\.ro: .* 'rho'\?"),
+        ({"step": "calibrate", "choose": {"rho": []}}, r"realign\.0\.choose\.rho"),
+        (
+            {"step": "calibrate", "rho": 1, "choose": {"rho": [1]}},
+            r"realign\.0: rho is given twice",
+        ),
+        ({"step": "calibrate", "by": "teachers"}, r"realign\.0: by: teachers has nothing to choo"),
         ("distill", r"realign\.0: must be keys with values"),
     ],
     ids=str,
@@ -338,6 +362,13 @@ def test_maps_beside_blocks_are_made_once(tmp_path: Path) -> None:
     twice = [{"step": "representation"}, {"step": "representation"}]
     with pytest.raises(RecipeError, match="`representation` stands twice"):
         load_recipe(str(write_recipe(tmp_path, realign=twice)))
+
+
+def test_blocks_with_maps_beside_them_are_not_calibrated(tmp_path: Path) -> None:
+    steps = [{"step": "representation"}, {"step": "head"}, {"step": "calibrate"}]
+    with pytest.raises(RecipeError, match="put it before `representation`"):
+        load_recipe(str(write_recipe(tmp_path, realign=steps)))
+    load_recipe(str(write_recipe(tmp_path, realign=steps[::-1])))
 
 
 def test_maps_beside_blocks_outlive_the_steps_after_them(place: Path, tmp_path: Path) -> None:

@@ -8,23 +8,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at
+from simo_build.realign.calibrate import calibrate
 from simo_build.realign.head import realign_heads
 from simo_build.realign.joint import distill
 from simo_build.realign.lora import lora
 from simo_build.realign.representation import representation
 from simo_build.saved import States
 from simo_build.statedict import StateDict, part, prefixed
+from simo_build.steps import CalibrateStep
 from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads
 
 ENCODER = "encoder."  # no task can be called so
 
 STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] = {
+    "calibrate": calibrate,
     "distill": distill,
     "head": realign_heads,
     "lora": lora,
     "representation": representation,
 }
+
+
+def check_steps(work: Workshop) -> None:
+    """Refuse, before any heavy work, steps that ask for more images than there are."""
+    for number, step in enumerate(work.recipe.realign):
+        if isinstance(step, CalibrateStep):
+            work.check_images(step.images, f"realign.{number}.images")
 
 
 def run_steps(

@@ -131,6 +131,12 @@ class Lessons:
                 sums[key] = sums.get(key, 0.0) + float(loss) * len(index)
         return {key: total / rows for key, total in sums.items()}
 
+    def closeness(self, joint: Joint, units: Mapping[tuple[str, str], float]) -> float:
+        """Give the loss on all images with its sign turned, the higher the better."""
+        found = self.measured(joint, len(self.images))
+        parts = [self.weights[key[1]] * loss / units[key] for key, loss in found.items()]
+        return -sum(parts) / (len(self.terms) * sum(self.weights.values()))
+
 
 def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
     """Make the lessons of a step on some images; their truths are used if the step says so."""
@@ -279,10 +285,4 @@ def judged(
         return "eq. 1", performance
     taught = step.model_copy(update={"labels": False, "mirror": False})
     lessons = lessons_of(bench, taught, bench.bare("select"))
-
-    def closeness() -> float:
-        found = lessons.measured(joint, len(lessons.images))
-        parts = [lessons.weights[key[1]] * loss / units[key] for key, loss in found.items()]
-        return -sum(parts) / (len(lessons.terms) * sum(lessons.weights.values()))
-
-    return "closeness", closeness
+    return "closeness", lambda: lessons.closeness(joint, units)
