@@ -5,7 +5,7 @@ a whole expert are the same loop.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,20 +71,18 @@ def fit(
     progress: Progress,
     ema: float = 0.0,
     patience: int | None = None,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> Outcome:
     """Train a module in place and leave it at its best epoch.
 
     `loss_of` takes the indices of a batch, `measure` gives the metric, mostly on the select split,
     of which `better` tells whether the first of two is better than the second. With `ema` it is
     the weights' moving average that is measured and stays. `patience` epochs without a better one
-    end the training; when it cannot go on, the best epoch so far is what stays.
+    end the training; when it cannot go on, the best epoch so far is what stays. What has a rate of
+    its own in `rates` learns at that instead of the schedule's.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    steps = max(2, schedule.epochs * math.ceil(images / limits.batch))
-    optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, schedule.lr, total_steps=steps, pct_start=warmup_share(limits.warmup, steps)
-    )
+    optimiser, cycle = paced(parameters, schedule, limits, images, rates or {})
     module.eval()
     average = Average(module, ema)
     best, kept, history = 0, snapshot(module), [measure()]
@@ -115,6 +113,29 @@ def fit(
         f"epoch {best} of {len(history) - 1}"
     )
     return Outcome(epoch=best, metric=history[best], history=tuple(history))
+
+
+def paced(
+    parameters: Sequence[nn.Parameter],
+    schedule: Schedule,
+    limits: Limits,
+    images: int,
+    rates: Mapping[nn.Parameter, float],
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Give the optimiser and its one cycle of the rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(rates.get(parameter, schedule.lr), []).append(parameter)
+    optimiser = torch.optim.AdamW(
+        [{"params": group, "lr": rate} for rate, group in groups.items()],
+        weight_decay=schedule.weight_decay,
+    )
+    steps = max(2, schedule.epochs * math.ceil(images / limits.batch))
+    share = warmup_share(limits.warmup, steps)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, list(groups), total_steps=steps, pct_start=share
+    )
+    return optimiser, cycle
 
 
 class Average:

@@ -26,6 +26,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "distill": {"step": "distill", **QUICK},
     "lora": {"step": "lora", **QUICK, "rank": 2},
     "representation": {"step": "representation", **QUICK, "rank": 2},
+    "tint": {"step": "tint", **QUICK, "lr": 3e-2},
 }
 JOINT = [name for name in ALONE if name != "head"]
 
