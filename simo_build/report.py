@@ -34,7 +34,6 @@ Row = dict[str, Any]
 
 def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) -> dict[str, Any]:
     """Measure experts, controls, merged, re-aligned and the bundle itself on one split."""
-    recipe = loaded.recipe
     check_measurable(loaded)
     check_recipe(loaded)
     bundle = build(loaded, out, progress=progress)
@@ -42,20 +41,27 @@ def study(loaded: LoadedRecipe, out: Path, split: str, *, progress: Progress) ->
     samples = work.samples[split] if split == "select" else work.split(split)
     rows = study_rows(work, samples, bundle)
     return {
-        "schema": SCHEMA,
-        "recipe": recipe.name,
+        **described(work, SCHEMA, Path(sys.argv[0]).name),
         "split": split,
         "images": len(samples),
-        "command": shlex.join([Path(sys.argv[0]).name, *without_paths(sys.argv[1:])]),
+        "merge": bundle.manifest.provenance["merge"]["params"],
+        **used(bundle.manifest.provenance),
+        "rows": rows,
+        "gate": bundle.manifest.provenance["gate"],
+    }
+
+
+def described(work: Workshop, schema: str, command: str) -> dict[str, Any]:
+    """Say what a report is and where it comes from: command, commit, versions, machine, hashes."""
+    return {
+        "schema": schema,
+        "recipe": work.recipe.name,
+        "command": shlex.join([command, *without_paths(sys.argv[1:])]),
         "commit": commit(),
         "versions": versions(),
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
         "inputs": work.inputs(),
-        "merge": bundle.manifest.provenance["merge"]["params"],
-        "metrics": {name: spec.metric for name, spec in recipe.specs().items()},
-        **used(bundle.manifest.provenance),
-        "rows": rows,
-        "gate": bundle.manifest.provenance["gate"],
+        "metrics": {task: spec.metric for task, spec in work.recipe.specs().items()},
     }
 
 
