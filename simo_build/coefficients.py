@@ -117,6 +117,11 @@ def rows(work: Workshop, found: ByTask) -> list[Row]:
     groups: dict[tuple[int | None, str], list[str]] = {}
     for name in changed(work):
         groups.setdefault((block_of(name), kind_of(name)), []).append(name)
+    if not groups:
+        raise RecipeError(
+            f"{work.loaded.shown}: no expert differs from the base, so that there is nothing whose "
+            "coefficients could be told; is `base` one of the experts' own?"
+        )
     sizes = {name: tensor.numel() for name, tensor in work.base.items()}
     return [
         {

@@ -106,6 +106,8 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
         ({"step": "distill"}, 6, 0, 3),
         ({"step": "distill", "features": 1, "by": "teachers"}, 6, 0, 0),
         ({"step": "lora"}, 6, 0, 3),
+        ({"step": "tint"}, 6, 0, 3),
+        ({"step": "tint", "labels": True, "outputs": 0}, 6, 6, 3),
         ({"step": "distill", "labels": True}, 6, 6, 3),
         ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
     ],
