@@ -118,11 +118,11 @@ def _measured(
 
 def by_count(rows: Sequence[Row]) -> list[Row]:
     """Give for every number of tasks the mean and the spread over its subsets of equation 1."""
-    found = []
+    found: list[Row] = []
     for count in sorted({len(row["tasks"]) for row in rows}):
         own = [row for row in rows if len(row["tasks"]) == count]
         stages = [stage for stage in ("merged", "realigned") if stage in own[0]]
-        spreads = {
+        spreads: Row = {
             stage: spread([row[stage]["normalised_performance"] for row in own]) for stage in stages
         }
         found.append({"tasks": count, "subsets": len(own), **spreads})
