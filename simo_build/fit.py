@@ -6,7 +6,7 @@ whole expert are the same loop. Several modules can be fitted in one pass over t
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -68,15 +68,22 @@ def fit(
     saved: Saved | None = None,
     draws: Sequence[torch.Generator] = (),
     scalars: Scalars | None = None,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> Outcome:
     """Train a module in place and leave it at its best epoch.
 
     `loss_of` takes the indices of a batch, `measure` gives the metric, mostly on the select split,
-    of which `better` tells whether the first of two is better than the second. All else is told
-    at `fit_together`.
+    of which `better` tells whether the first of two is better than the second. What has a rate of
+    its own in `rates` learns at that instead of the schedule's. All else is told at `fit_together`.
     """
     goal = Goal(
-        module=module, loss_of=loss_of, measure=measure, metric=metric, better=better, label=label
+        module=module,
+        loss_of=loss_of,
+        measure=measure,
+        metric=metric,
+        better=better,
+        label=label,
+        rates=rates or {},
     )
     (outcome,) = fit_together(
         [goal],

@@ -1,16 +1,18 @@
 """Pictures of reports, drawn by matplotlib without a display; only this module needs it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; markers help too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+STAGES = {"merged": "merged, experts' heads", "realigned": "re-aligned"}
 
 
 def draw_relations(found: Mapping[str, Any]) -> Figure:
@@ -60,6 +62,111 @@ def _panel(
         )
     panel.set_title(f"towards the expert of {moved}")
     panel.set_xlabel("λ in base + λ · (expert - base)")
+    _open(panel)
+
+
+def draw_scaling(found: Mapping[str, Any]) -> Figure:
+    """Draw a report of `simo_build.scaling`: the mean of every count, its range, every subset."""
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    panel = figure.subplots()
+    counts = [row["tasks"] for row in found["by_count"]]
+    panel.axhline(100, color="0.75", linewidth=1, linestyle=":", zorder=0)
+    stages = [stage for stage in STAGES if stage in found["rows"][0]]
+    for index, stage in enumerate(stages):
+        aside = 0.05 * (2 * index - len(stages) + 1)  # else the subsets of two stages cover another
+        _scaling_stage(panel, found, stage, COLOURS[index], MARKERS[index], aside)
+    panel.set_xticks(counts)
+    panel.set_xlim(0.8, max(counts) + 0.2)
+    panel.set_xlabel("number of merged experts")
+    panel.set_ylabel("performance against the experts, %")
+    panel.legend(frameon=False, loc="best")
+    _open(panel)
+    return figure
+
+
+def _scaling_stage(
+    panel: Axes, found: Mapping[str, Any], stage: str, colour: str, marker: str, aside: float
+) -> None:
+    rows = found["by_count"]
+    places = [row["tasks"] + aside for row in rows]
+    lowest, mean, highest = (
+        [100 * row[stage][value] for row in rows] for value in ("lowest", "mean", "highest")
+    )
+    panel.fill_between(places, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+    panel.scatter(
+        [len(row["tasks"]) + aside for row in found["rows"]],
+        [100 * row[stage]["normalised_performance"] for row in found["rows"]],
+        s=12,
+        color=colour,
+        alpha=0.5,
+        linewidth=0,
+    )
+    panel.plot(places, mean, label=STAGES[stage], color=colour, marker=marker, markersize=5.5)
+
+
+def draw_coefficients(found: Mapping[str, Any]) -> Figure:
+    """Draw a report of `simo_build.coefficients`: one panel a kind of layer, one curve a task.
+
+    Blocks whose layers all share a coefficient get one panel for all of them.
+    """
+    panels = coefficient_panels(found["rows"])
+    wide = min(3, len(panels))
+    high = -(-len(panels) // wide)
+    figure = Figure(figsize=(0.8 + 3.2 * wide, 0.7 + 2.5 * high), layout="constrained")
+    axes = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
+    for axis, (title, rows) in zip(axes, panels.items(), strict=False):
+        _coefficients(axis, title, rows)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    whose = "of the expert's delta" if found["whole"] else "as it was learnt"
+    figure.supylabel(f"coefficient {whose}", fontsize="medium")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    return figure
+
+
+def coefficient_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Sort the rows of coefficients into panels: the layers of blocks, then what lies outside."""
+    inside: dict[str, list[Mapping[str, Any]]] = {
+        name: [] for name in ("qkv", "proj", "fc1", "fc2")
+    }
+    outside = [row for row in rows if row["block"] is None]
+    for row in rows:
+        if row["block"] is not None:
+            inside.setdefault(row["layer"], []).append(row)
+    inside = {name: own for name, own in inside.items() if own}
+    curves = [[(row["block"], row["coefficients"]) for row in own] for own in inside.values()]
+    if curves and all(curve == curves[0] for curve in curves):
+        inside = {"all layers": next(iter(inside.values()))}
+    return {**inside, **({"outside of the blocks": outside} if outside else {})}
+
+
+def _coefficients(panel: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    outside = rows[0]["block"] is None
+    places = [index if outside else row["block"] for index, row in enumerate(rows)]
+    for index, task in enumerate(rows[0]["coefficients"]):
+        panel.plot(
+            places,
+            [row["coefficients"][task] for row in rows],
+            label=task,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4.5,
+            linewidth=1.4,
+            linestyle="none" if outside else "-",
+        )
+    panel.axhline(0, color="0.75", linewidth=1, zorder=0)
+    panel.set_title(title)
+    panel.set_xlabel("" if outside else "block")
+    if outside:
+        panel.set_xticks(places, [row["layer"].replace("_", "\n") for row in rows])
+        panel.set_xlim(-0.5, len(rows) - 0.5)
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _open(panel)
+
+
+def _open(panel: Axes) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
 

@@ -5,18 +5,13 @@ expert's own. Where another task gains on the way, the expert holds something fo
 loses, the two are in each other's way.
 """
 
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simo_build.build import versions
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Progress
-from simo_build.report import check_measurable, commit, cpu_name, without_paths
+from simo_build.report import check_measurable, described
 from simo_build.stages import Stages
 from simo_build.statedict import add, subtract
 from simo_build.workshop import Workshop, measure, measure_experts
@@ -34,26 +29,21 @@ def relate(
     """
     check_measurable(loaded)
     work = Workshop(loaded, Stages(stages, progress))
-    experts = _experts(work)
+    experts = measured_experts(work)
     moved = {task: _curves(work, task, lambdas, experts["metrics"]) for task in loaded.recipe.tasks}
     return {
-        "schema": SCHEMA,
-        "recipe": loaded.recipe.name,
+        **described(work, SCHEMA, "simo-relate"),
         "split": "select",
         "images": experts["images"],
-        "command": shlex.join(["simo-relate", *without_paths(sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
-        "inputs": work.inputs(),
-        "metrics": _metrics(work),
         "experts": experts["metrics"],
         "lambdas": list(lambdas),
         "moved": moved,
     }
 
 
-def _experts(work: Workshop) -> Mapping[str, Any]:
+def measured_experts(work: Workshop) -> Mapping[str, Any]:
+    """Give the experts' own `metrics` on the select split and its number of `images`, kept."""
+
     def make() -> tuple[dict[str, Any], dict[str, Any]]:
         samples = work.samples["select"]
         return {}, {"metrics": measure_experts(work, samples), "images": len(samples)}

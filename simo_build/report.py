@@ -62,6 +62,20 @@ def study(
     }
 
 
+def described(work: Workshop, schema: str, command: str) -> dict[str, Any]:
+    """Say what a report is and where it comes from: command, commit, versions, machine, hashes."""
+    return {
+        "schema": schema,
+        "recipe": work.recipe.name,
+        "command": shlex.join([command, *without_paths(sys.argv[1:])]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
+        "inputs": work.inputs(),
+        "metrics": {task: spec.metric for task, spec in work.recipe.specs().items()},
+    }
+
+
 def study_bundles(
     loaded: LoadedRecipe, folders: Sequence[Path], split: str, *, stages: Path, progress: Progress
 ) -> dict[str, Any]:
@@ -196,18 +210,10 @@ class Sheet:
 
     def document(self) -> dict[str, Any]:
         """Give what every study says, with the rows."""
-        work = self.work
         return {
-            "schema": SCHEMA,
-            "recipe": work.recipe.name,
+            **described(self.work, SCHEMA, Path(sys.argv[0]).name),
             "split": self.split,
             "images": len(self.gauge.samples),
-            "command": shlex.join([Path(sys.argv[0]).name, *without_paths(sys.argv[1:])]),
-            "commit": commit(),
-            "versions": versions(),
-            "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
-            "inputs": work.inputs(),
-            "metrics": {name: spec.metric for name, spec in work.recipe.specs().items()},
             "bootstrap": self.bootstrap.about(),
             "rows": self.rows,
         }

@@ -11,6 +11,9 @@ from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Layer = Literal["qkv", "proj", "fc1", "fc2"]  # the linear layers of a block
+# What an expert's output of classes teaches: all its probabilities, its most likely class, or that
+# class where it is also the student's, or the expert is at least as sure as the student is.
+Target = Literal["soft", "pseudo", "trusted"]
 
 
 class HeadStep(Part):
@@ -32,6 +35,7 @@ class JointStep(Part):
 
     labels: bool = False  # learn from the truths
     outputs: Weight = 1.0  # how much the experts' outputs count, beside labels' 1
+    targets: Target = "soft"  # what an expert's output of classes is taken for
     features: Weight = 0.0  # how much the experts' tapped features count
     units: Literal["base", "experts"] = "base"  # whose losses those of labels are divided by
     by: Literal["select", "teachers"] = "select"  # what tells the best epoch
@@ -60,6 +64,8 @@ class JointStep(Part):
             raise ValueError("units: experts divides the losses of labels, so it needs labels")
         if self.by == "teachers" and not (self.outputs or self.features):
             raise ValueError("by: teachers needs teachers: set outputs or features")
+        if "targets" in self.model_fields_set and not self.outputs:
+            raise ValueError("targets says what outputs teach, so it needs outputs")
         return self
 
     @model_validator(mode="after")
@@ -167,7 +173,25 @@ class CalibrateStep(Part):
         }
 
 
-AnyStep = HeadStep | DistillStep | LoraStep | RepresentationStep | CalibrateStep
+class TintStep(JointStep):
+    """Train a coefficient for every expert's delta, on top of the encoder, and a layer of heads."""
+
+    step: Literal["tint"]
+    granularity: Literal["tensor", "layer", "task"] = "tensor"  # what shares a coefficient
+    heads: Literal["last", "all", "none"] = "last"  # which layers of every head are trained
+    targets: Target = "trusted"
+    lr: Rate = 1e-2  # of the coefficients
+    head_lr: Rate = 1e-3
+    weight_decay: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _trains_heads(self) -> "TintStep":
+        if self.heads == "none" and "head_lr" in self.model_fields_set:
+            raise ValueError("head_lr has no meaning with heads: none")
+        return self
+
+
+AnyStep = HeadStep | DistillStep | LoraStep | RepresentationStep | CalibrateStep | TintStep
 Step = Annotated[AnyStep, Field(discriminator="step")]
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,7 @@ class Goal:
     metric: str
     better: Callable[[float, float], bool]
     label: str
+    rates: Mapping[nn.Parameter, float] = field(default_factory=dict)  # of what has its own
 
 
 class Trainee:
@@ -66,12 +67,16 @@ class Trainee:
     ) -> None:
         self.goal, self.clip = goal, limits.clip
         self.named = {n: p for n, p in goal.module.named_parameters() if p.requires_grad}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self.named.values():
+            groups.setdefault(goal.rates.get(parameter, schedule.lr), []).append(parameter)
         self.optimiser = torch.optim.AdamW(
-            self.named.values(), lr=schedule.lr, weight_decay=schedule.weight_decay
+            [{"params": group, "lr": rate} for rate, group in groups.items()],
+            weight_decay=schedule.weight_decay,
         )
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
-            schedule.lr,
+            list(groups),
             total_steps=steps,
             pct_start=warmup_share(limits.warmup, steps),
         )

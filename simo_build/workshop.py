@@ -1,7 +1,8 @@
 """What the stages of a build share: base, experts, images, and how they are measured."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ class Workshop:
         assert self.recipe.data is not None  # the recipe was checked for it
         _spread(count, len(open_dataset(self.loaded).ids(self.recipe.data.realign)), key)
 
+    def only(self, tasks: Sequence[str]) -> "Workshop":
+        """Give the workshop of the same recipe with some of its tasks; what was read is shared."""
+        chosen = {task: self.recipe.tasks[task] for task in tasks}
+        part = copy(self)
+        part.loaded = replace(self.loaded, recipe=self.recipe.model_copy(update={"tasks": chosen}))
+        part.experts = {task: self.experts[task] for task in tasks}
+        part.samples = Splits(lambda role: _with_truths(self.samples[role], tasks))
+        return part
+
     def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
         self.encoder.load(weights, source=label, adapters=True)
@@ -186,6 +196,10 @@ class Splits(Mapping[str, Samples]):
 
     def __len__(self) -> int:
         return len(self.ROLES)
+
+
+def _with_truths(samples: Samples, tasks: Sequence[str]) -> Samples:
+    return Samples(samples.images, {task: samples.truths[task] for task in tasks})
 
 
 def _spread(count: int, there: int, key: str) -> NDArray[np.int64]:

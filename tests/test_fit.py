@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from simo_build.fit import Outcome, fit, shuffled, warmup_share
+from simo_build.fit import Outcome, fit, paced, shuffled, warmup_share
 from simo_build.progress import Silent
 from simo_runtime.errors import TrainError
 from simo_runtime.metrics import metric_named
@@ -192,3 +192,12 @@ def test_a_warm_up_of_exactly_one_step_is_half_a_step_longer(share: float, steps
 
 def test_other_warm_ups_are_as_the_recipe_says() -> None:
     assert warmup_share(0.05, 1000) == 0.05
+
+
+def test_what_has_a_rate_of_its_own_learns_at_that() -> None:
+    layer = nn.Linear(1, 1)
+    schedule = SimpleNamespace(epochs=1, lr=0.05, weight_decay=0.0)
+    limits = SimpleNamespace(batch=2, warmup=0.3, clip=25.0)
+    optimiser, _ = paced([layer.weight, layer.bias], schedule, limits, 6, {layer.bias: 0.01})
+    found = [(group["params"], group["max_lr"]) for group in optimiser.param_groups]
+    assert found == [([layer.weight], 0.05), ([layer.bias], 0.01)]

@@ -30,6 +30,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "lora": {"step": "lora", **QUICK, "rank": 2},
     "representation": {"step": "representation", **QUICK, "rank": 2},
     "calibrate": {"step": "calibrate", "images": 4, "choose": {"rho": [0.5, 2]}},
+    "tint": {"step": "tint", **QUICK, "lr": 3e-2},
 }
 JOINT = [name for name in ALONE if name != "head"]
 
@@ -109,6 +110,8 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
         ({"step": "distill"}, 6, 0, 3),
         ({"step": "distill", "features": 1, "by": "teachers"}, 6, 0, 0),
         ({"step": "lora"}, 6, 0, 3),
+        ({"step": "tint"}, 6, 0, 3),
+        ({"step": "tint", "labels": True, "outputs": 0}, 6, 6, 3),
         ({"step": "distill", "labels": True}, 6, 6, 3),
         ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
         ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}}, 4, 0, 3),

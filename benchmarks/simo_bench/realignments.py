@@ -8,10 +8,6 @@ seeds: images are drawn again, the seeds are not. Stages are kept, so that a kil
 where it was, and `--only` lets several processes share the rows.
 """
 
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +18,7 @@ import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from simo_build.build import realign, versions
+from simo_build.build import realign
 from simo_build.cli import data_option, experts_option, polite, recipe_option
 from simo_build.costs import counted, together
 from simo_build.gauge import Gauge, Model
@@ -32,7 +28,7 @@ from simo_build.merging import check_recipe, merge
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart
-from simo_build.report import commit, cpu_name, without_paths, write_json
+from simo_build.report import write_json
 from simo_build.rows import base_realigned, base_result, changed, realigned
 from simo_build.stages import Stages
 from simo_build.steps import Step
@@ -196,19 +192,10 @@ def run(
     for entry in entries:
         table.add(entry)
     return {
-        "schema": SCHEMA,
-        "recipe": loaded.recipe.name,
+        **described(work, SCHEMA, "python -m simo_bench.realignments"),
         "split": split,
         "images": len(table.gauge.samples),
-        "command": shlex.join(
-            ["python", "-m", "simo_bench.realignments", *without_paths(sys.argv[1:])]
-        ),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
-        "inputs": work.inputs(),
         "bootstrap": table.bootstrap.about(),
-        "metrics": {task: spec.metric for task, spec in work.recipe.specs().items()},
         "experts": table.gauge.experts.metrics(),
         "rows": table.rows,
         "comparisons": list(table.comparisons(every)),

@@ -28,3 +28,8 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def folded(self) -> nn.Module:
         """Give an equal module of plain weights for export, in float32."""
+
+    def last(self) -> nn.Module:
+        """Give the layer that the output comes from: the last one made that has weights."""
+        layers = [one for one in self.modules() if any(True for _ in one.parameters(recurse=False))]
+        return layers[-1]

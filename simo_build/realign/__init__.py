@@ -13,6 +13,7 @@ from simo_build.realign.head import realign_heads
 from simo_build.realign.joint import distill
 from simo_build.realign.lora import lora
 from simo_build.realign.representation import representation
+from simo_build.realign.tint import tint
 from simo_build.saved import States
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.steps import CalibrateStep
@@ -27,6 +28,7 @@ STEPS: dict[str, Callable[[Bench, SharedModel, Any], tuple[SharedModel, Log]]] =
     "head": realign_heads,
     "lora": lora,
     "representation": representation,
+    "tint": tint,
 }
 
 

@@ -23,7 +23,8 @@ from simo_build.losses import TORCH_KINDS, TorchKind
 from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.statedict import StateDict
-from simo_build.steps import DistillStep, JointStep
+from simo_build.steps import DistillStep, JointStep, Target
+from simo_build.teaching import mean_where
 from simo_build.workers import workers
 
 THIN = 4  # outputs of experts are compared at every fourth pixel either way
@@ -48,9 +49,22 @@ class Joint(nn.Module):
     def forward(self, pixels_BHW3: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Give the taps, and every task's raw output."""
         with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=self.bf16):
-            taps = workers().encode(self.encoder, pixels_BHW3)
+            taps = workers().encode(self.encoded, pixels_BHW3)
         taps = [tap.float() for tap in taps]
         return taps, {task: head(taps) for task, head in self.by_task().items()}
+
+    def encoded(self, pixels_BHW3: Tensor) -> list[Tensor]:
+        """Give the encoder's taps."""
+        taps: list[Tensor] = self.encoder(pixels_BHW3)
+        return taps
+
+    def settled(self) -> Encoder:
+        """Give the encoder with the weights that the training has come to."""
+        return self.encoder
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Give the rates of what learns at another one than the step's."""
+        return {}
 
 
 def by_truth(kind: TorchKind, truth: Tensor) -> Term:
@@ -58,27 +72,40 @@ def by_truth(kind: TorchKind, truth: Tensor) -> Term:
     return lambda _, raw, index: kind.loss(raw, truth[index].to(raw.device))
 
 
-def by_output(kind: TorchKind, head: Head, taps: Sequence[Tensor], *, mirror: bool) -> Term:
+def by_output(
+    kind: TorchKind,
+    head: Head,
+    taps: Sequence[Tensor],
+    targets: Target = "soft",
+    *,
+    mirror: bool = False,
+) -> Term:
     """Hold an output to the one of an expert, whose taps and head are given.
 
     With `mirror` the second half of the images are the first, mirrored, and the expert's answer
     is its mean over both, which is better than either.
     """
     teaching, images = kind.teaching, len(taps[0])
+    distance = teaching.distance if targets == "soft" else teaching.pseudo
+    trusted = teaching.trusted if targets == "trusted" else None
 
     def answer(index: Tensor, device: torch.device) -> Tensor:
         return head([tap.float() for tap in take(taps, index, device)])  # type: ignore[no-any-return]
 
+    def taught(index: Tensor, device: torch.device) -> Tensor:
+        teacher = thinned(answer(index, device), index)
+        if not mirror:
+            return teacher
+        other = teaching.turned(answer((index + images // 2) % images, device))
+        return teaching.mean(teacher, thinned(other, index))
+
     def term(_: Sequence[Tensor], raw: Tensor, index: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher = answer(index, raw.device)
-            if mirror:
-                other = answer((index + images // 2) % images, raw.device)
-                other = thinned(teaching.turned(other), index)
-                teacher = teaching.mean(thinned(teacher, index), other)
-            else:
-                teacher = thinned(teacher, index)
-        return teaching.distance(thinned(raw, index), teacher).mean()
+            teacher = taught(index, raw.device)
+        raw = thinned(raw, index)
+        if trusted is None:
+            return distance(raw, teacher).mean()
+        return mean_where(distance(raw, teacher), trusted(raw.detach(), teacher))
 
     return term
 
@@ -152,7 +179,9 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
         taps = work.features(work.experts[task].encoder, samples, f"expert {task}")
         taps = [_halved(tap) for tap in taps]
         if step.outputs:
-            mine["outputs"] = by_output(kind, teachers[task], taps, mirror=step.mirror)
+            mine["outputs"] = by_output(
+                kind, teachers[task], taps, step.targets, mirror=step.mirror
+            )
         if step.features:
             mine["features"] = by_tap(taps)
     weights = {"labels": float(step.labels), "outputs": step.outputs, "features": step.features}
@@ -227,6 +256,7 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         ema=step.ema,
         patience=step.patience,
         saved=bench.saved,
+        rates=joint.rates(),
     )
     used = looked_at(
         len(own) + (len(more) if more else 0),
@@ -279,10 +309,12 @@ def judged(
         samples = bench.labelled("select")
 
         def performance() -> float:
-            taps = compute_features(joint.encoder, samples, label="select", progress=Silent())
+            taps = compute_features(joint.settled(), samples, label="select", progress=Silent())
             return bench.performance(joint.by_task(), taps)
 
         return "eq. 1", performance
     taught = step.model_copy(update={"labels": False, "mirror": False})
+    if step.targets == "trusted":  # or a student that is sure of what is wrong would come nearer
+        taught = taught.model_copy(update={"targets": "pseudo"})
     lessons = lessons_of(bench, taught, bench.bare("select"))
     return "closeness", lambda: lessons.closeness(joint, units)
