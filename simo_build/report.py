@@ -67,7 +67,7 @@ def described(work: Workshop, schema: str, command: str) -> dict[str, Any]:
     return {
         "schema": schema,
         "recipe": work.recipe.name,
-        "command": shlex.join([command, *without_paths(sys.argv[1:])]),
+        "command": shlex.join([*shlex.split(command), *without_paths(sys.argv[1:])]),
         "commit": commit(),
         "versions": versions(),
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from simo_build.fit import Outcome, fit, paced, shuffled, warmup_share
+from simo_build.fit import Goal, Outcome, fit, shuffled, warmup_share
 from simo_build.progress import Silent
+from simo_build.trainee import Trainee
 from simo_runtime.errors import TrainError
 from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
@@ -198,6 +199,15 @@ def test_what_has_a_rate_of_its_own_learns_at_that() -> None:
     layer = nn.Linear(1, 1)
     schedule = SimpleNamespace(epochs=1, lr=0.05, weight_decay=0.0)
     limits = SimpleNamespace(batch=2, warmup=0.3, clip=25.0)
-    optimiser, _ = paced([layer.weight, layer.bias], schedule, limits, 6, {layer.bias: 0.01})
-    found = [(group["params"], group["max_lr"]) for group in optimiser.param_groups]
+    goal = Goal(
+        module=layer,
+        loss_of=lambda _: layer.weight.sum(),
+        measure=lambda: 0.0,
+        metric="loss",
+        better=lambda one, other: one < other,
+        label="two rates",
+        rates={layer.bias: 0.01},
+    )
+    groups = Trainee(goal, schedule, limits, steps=3, ema=0.0).optimiser.param_groups
+    found = [(group["params"], group["max_lr"]) for group in groups]
     assert found == [([layer.weight], 0.05), ([layer.bias], 0.01)]

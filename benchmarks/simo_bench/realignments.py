@@ -28,7 +28,7 @@ from simo_build.merging import check_recipe, merge
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart
-from simo_build.report import write_json
+from simo_build.report import described, write_json
 from simo_build.rows import base_realigned, base_result, changed, realigned
 from simo_build.stages import Stages
 from simo_build.steps import Step
