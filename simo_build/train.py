@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from simo_build.augment import augmented
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
-from simo_build.data import Samples, fingerprint, load_split
+from simo_build.data import Samples, fingerprint, load_split, say_overlaps
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
@@ -95,6 +95,7 @@ def train_expert(loaded: LoadedRecipe, task: str, progress: Progress) -> Path:
     if path.is_file():
         progress.say(f"{task}: kept {path}")
         return path
+    say_overlaps(loaded, progress)
     samples = {
         role: load_split(loaded, role, tasks=[task], progress=progress)
         for role in ("train", "select")

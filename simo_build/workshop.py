@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simo_build.base import load_base
 from simo_build.checkpoints import Expert
-from simo_build.data import Samples, fingerprint, load_split, open_dataset
+from simo_build.data import Samples, fingerprint, load_split, open_dataset, say_overlaps
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
@@ -42,6 +42,7 @@ class Workshop:
         self.base_hash = load_base(self.loaded, self.encoder)
         self.base = {n: t.detach().clone() for n, t in self.encoder.weights().items()}
         self.encoder.to(device())
+        say_overlaps(self.loaded, self.stages.progress)
 
     @property
     def recipe(self) -> Recipe:
