@@ -80,7 +80,7 @@ def fit(
     end the training; when it cannot go on, the best epoch so far is what stays.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    steps = max(2, schedule.epochs * math.ceil(images / limits.batch))
+    steps = max(2, steps_of(schedule.epochs, images, limits.batch))
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, schedule.lr, total_steps=steps, pct_start=warmup_share(limits.warmup, steps)
@@ -150,6 +150,11 @@ class Average:
             yield
         finally:
             self.module.load_state_dict(weights)
+
+
+def steps_of(epochs: int, images: int, batch: int) -> int:
+    """Give how many steps an optimiser makes."""
+    return epochs * math.ceil(images / batch)
 
 
 def warmup_share(share: float, steps: int) -> float:

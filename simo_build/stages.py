@@ -47,19 +47,32 @@ class Stages:
         make: Callable[[], tuple[StateDict, dict[str, Any]]],
     ) -> Result:
         """Give the kept result of a stage with these inputs, or make it and keep it."""
-        key = digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
-        path = self.root / f"{name}-{key[:16]}.safetensors"
-        if kept := _kept(path):
+        key = key_of(name, inputs)
+        if kept := self.kept(name, inputs):
             self.progress.say(f"{name}: kept from an earlier build")
-            return replace(kept, key=key)
+            return kept
         self.progress.say(f"{name} ...")
         started = time.perf_counter()
         tensors, log = make()
         seconds = round(time.perf_counter() - started, 3)
         written = {"log": json.dumps(log, sort_keys=True), "seconds": json.dumps(seconds)}
-        write_tensors(path, tensors, written)
+        write_tensors(self._path(name, key), tensors, written)
         # JSON turns tuples into lists: give what a later build will read.
         return Result(tensors, json.loads(written["log"]), key, seconds)
+
+    def kept(self, name: str, inputs: Mapping[str, Any]) -> Result | None:
+        """Give the kept result of a stage with these inputs, if there is one."""
+        key = key_of(name, inputs)
+        found = _kept(self._path(name, key))
+        return found and replace(found, key=key)
+
+    def _path(self, name: str, key: str) -> Path:
+        return self.root / f"{name}-{key[:16]}.safetensors"
+
+
+def key_of(name: str, inputs: Mapping[str, Any]) -> str:
+    """Give the key of a stage: the hash of its inputs, and of what works on them."""
+    return digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
 
 
 def _kept(path: Path) -> Result | None:

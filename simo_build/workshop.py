@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simo_build.base import load_base
 from simo_build.checkpoints import Expert
-from simo_build.data import Samples, fingerprint, load_split, open_dataset, say_overlaps
+from simo_build.data import Samples, fingerprint, load_split, open_dataset
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import compare, measure_heads
@@ -42,7 +42,6 @@ class Workshop:
         self.base_hash = load_base(self.loaded, self.encoder)
         self.base = {n: t.detach().clone() for n, t in self.encoder.weights().items()}
         self.encoder.to(device())
-        say_overlaps(self.loaded, self.stages.progress)
 
     @property
     def recipe(self) -> Recipe:
@@ -58,11 +57,7 @@ class Workshop:
             if not path.is_file() and self.recipe.train_missing:
                 path = train_expert(self.loaded, task, self.stages.progress)
             if not path.is_file():
-                raise CheckpointError(
-                    f"{path}: the expert of {task} is missing. Train it with "
-                    f"`simo-train --recipe {self.loaded.shown} --task {task}`, or set "
-                    "`train_missing: true` in the recipe."
-                )
+                raise CheckpointError(missing_expert(self.loaded, task, path))
             expert = self._read(path, task)
             self.encoder.load(expert.encoder, source=str(path))  # refuses what does not fit
             self._check_head(expert)
@@ -164,6 +159,15 @@ class Workshop:
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}
         return found
+
+
+def missing_expert(loaded: LoadedRecipe, task: str, path: Path) -> str:
+    """Say that an expert is not there, and how to get it."""
+    return (
+        f"{path}: the expert of {task} is missing. Train it with "
+        f"`simo-train --recipe {loaded.shown} --task {task}`, or set "
+        "`train_missing: true` in the recipe."
+    )
 
 
 class Splits(Mapping[str, Samples]):
