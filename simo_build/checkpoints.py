@@ -100,7 +100,10 @@ def _read_pickle(path: Path) -> StateDict:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name and rename it."""
+    """Write a safetensors file under a temporary name and rename it.
+
+    CheckpointError if it cannot be written, on a full disk for instance.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -108,6 +111,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         save_file(whole, partial, metadata=dict(metadata))
         partial.chmod(0o644)  # safetensors writes for the owner alone
         partial.replace(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -113,7 +113,8 @@ def load_split(
     """Read a split by its role (`train`, `realign`, `select`, `test`), truths of `tasks` only."""
     recipe, dataset = loaded.recipe, open_dataset(loaded)
     assert recipe.data is not None  # open_dataset has seen to it
-    name, parts = getattr(recipe.data, split), {task: recipe.tasks[task] for task in tasks}
+    name, skips = getattr(recipe.data, split), recipe.data.skip_unreadable
+    parts = {task: recipe.tasks[task] for task in tasks}
     names = names_of(dataset, name)
     check_split(loaded, dataset, name, names, tasks)
     filling = Filling(len(names), recipe.image.size, parts)
@@ -122,7 +123,7 @@ def load_split(
         try:
             return read_sample(dataset, image, parts, recipe.image)
         except ImageError as error:
-            if not recipe.data.skip_unreadable:
+            if not skips:
                 raise ImageError(
                     f"{error}; `skip_unreadable: true` in `data` leaves it out"
                 ) from error

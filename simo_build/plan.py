@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from simo_build.stages import Result, Stages, key_of
 from simo_build.steps import AnyStep, HeadStep
 from simo_build.train import expert_path
 from simo_build.workshop import Workshop, missing_expert
+from simo_export.bundle import check_folder
 from simo_runtime.errors import DataError, SimoError, UnknownNameError
 
 Made = TypeVar("Made")
@@ -94,7 +95,7 @@ class Planner:
         """Where the experts are, or would be; None where that depends on what is not there."""
         if self.recipe.random_seed is not None:
             return {}
-        return {task: self.attempt(lambda t=task: self._expert(t)) for task in self.recipe.tasks}
+        return {task: self.attempt(partial(self._expert, task)) for task in self.recipe.tasks}
 
     def _expert(self, task: str) -> Path | None:
         named = self.recipe.tasks[task].expert
@@ -128,7 +129,7 @@ class Planner:
         if self.dataset is None:
             return found
         for role in self.roles:
-            count = self.attempt(lambda r=role: self._checked(r))
+            count = self.attempt(partial(self._checked, role))
             if count is not None:
                 found[role] = count
         return found
@@ -206,10 +207,11 @@ class Planner:
         if images is None:
             return "it would be trained"
         head, full = (
-            steps_of(phase.epochs, images, train.batch) for phase in (train.head, train.full)
+            many(steps_of(phase.epochs, images, train.batch), "step")
+            for phase in (train.head, train.full)
         )
         return (
-            f"it would be trained on {images} images with labels, in {head} steps of the head "
+            f"it would be trained on {many(images, 'image')} with labels, in {head} of the head "
             f"and {full} of all weights"
         )
 
@@ -224,7 +226,7 @@ class Planner:
             if self.dataset is None:
                 count = "unknown"
             elif role in self.counts:
-                count = f"{self.counts[role]} images, labels of {labels}"
+                count = f"{self.images(role)}, labels of {labels}"
             else:
                 count = "cannot be read, see below"
             yield f"  {role:<8}{getattr(data, role)}: {count}"
@@ -237,7 +239,7 @@ class Planner:
         if self.dataset is None:
             return ""
         try:
-            return f" ({len(self.dataset.ids(self.recipe.data.test))} images)"
+            return f" ({many(len(self.dataset.ids(self.recipe.data.test)), 'image')})"
         except (DataError, UnknownNameError):
             return " (there is none)"
 
@@ -264,7 +266,7 @@ class Planner:
         by = f"by {self.images('select')} of select with labels"
         if choice.by != SELECT:
             by = f"by {choice.by} on {choice.images} images of realign without labels"
-        return f"{count} candidates of {names}, chosen {by}"
+        return f"{many(count, 'candidate')} of {names}, chosen {by}"
 
     def _learnt(self, method: LearnedMethod, tried: Sequence[dict[str, object]]) -> Iterator[str]:
         images = self.recipe.merge.images
@@ -274,7 +276,7 @@ class Planner:
             learns = images - held_out(images, settings.hold)
             steps = steps_of(int(settings.epochs), learns, int(settings.batch))
             labels = "with" if settings.loss == "labels" else "without"
-            yield f"  learns  {steps} steps on {images} images of realign {labels} labels"
+            yield f"  learns  {many(steps, 'step')} on {images} images of realign {labels} labels"
 
     def _evidence(self, method: MergeMethod) -> str:
         images, kind = self.recipe.merge.images, method.needs
@@ -289,7 +291,7 @@ class Planner:
         if self.recipe.random_seed is not None or not steps:
             yield "2 realign nothing: heads stay as they are"
             return
-        yield f"2 realign {len(steps)} step{'s' * (len(steps) > 1)}{self._kept(self.aligned)}"
+        yield f"2 realign {many(len(steps), 'step')}{self._kept(self.aligned)}"
         for step in steps:
             yield f"  {step.step}: {self._step(step)}"
 
@@ -299,26 +301,26 @@ class Planner:
         seen = f"{self.images('realign')} of realign{mirrored}, {_with(labelled)} labels"
         by = isinstance(step, HeadStep) or step.by == "select"
         best = f"the best epoch by {self.images('select')} of select, {_with(by)} labels"
-        what = f"{len(self.recipe.tasks)} heads, each" if isinstance(step, HeadStep) else "all,"
-        return f"{what} {self._steps(step)} in {step.epochs} epochs on {seen}; {best}"
+        heads = many(len(self.recipe.tasks), "head")
+        what = f"{heads}, each" if isinstance(step, HeadStep) else f"the encoder and {heads},"
+        return f"{what} {self._steps(step)} in {many(step.epochs, 'epoch')} on {seen}; {best}"
 
     def _steps(self, step: AnyStep) -> str:
         if "realign" not in self.counts:
             return "an unknown number of steps"
         images = self.counts["realign"] * (2 if step.flip else 1)
-        return f"{steps_of(step.epochs, images, step.batch)} steps"
+        return many(steps_of(step.epochs, images, step.batch), "step")
 
     def exporting(self) -> Iterator[str]:
-        gate = "random images" if self.recipe.data is None else "images of select"
+        count = min(self.recipe.gate.images, self.counts.get("select", self.recipe.gate.images))
+        gate = many(count, "image") + (" of noise" if self.recipe.data is None else " of select")
+        self.attempt(lambda: check_folder(self.out))
         graphs = f"{1 + len(self.recipe.tasks)} graphs"
-        yield (
-            f"3 export  {graphs} to {self.out}, compared with PyTorch on "
-            f"{self.recipe.gate.images} {gate}{self._there()}"
-        )
+        yield (f"3 export  {graphs} to {self.out}, compared with PyTorch on {gate}{self._there()}")
 
     def images(self, role: str) -> str:
         """Say how many images a split has, as far as it is known."""
-        return f"{self.counts[role]} images" if role in self.counts else "the images"
+        return many(self.counts[role], "image") if role in self.counts else "the images"
 
     # What an earlier build has left
 
@@ -412,6 +414,11 @@ def _product(shape: Sequence[int]) -> int:
 
 def _with(labels: bool) -> str:
     return "with" if labels else "without"
+
+
+def many(count: int, what: str) -> str:
+    """Count things, one or many."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def millions(count: int) -> str:

@@ -45,11 +45,10 @@ def test_the_first_error_in_order_ends_it() -> None:
             raise ValueError(str(item))
         return item
 
-    found: list[int] = []
-    with pytest.raises(ValueError, match="^3$"):
-        for result in ahead(work, range(9), workers=4):
-            found.append(result)
-    assert found == [0, 1, 2]
+    results = ahead(work, range(9), workers=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^3$"):
+        next(results)
 
 
 def test_nothing_gives_nothing() -> None:

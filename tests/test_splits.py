@@ -65,7 +65,8 @@ def test_nothing_learns_or_chooses_from_the_split_that_test_names(role: str) -> 
 def test_images_of_test_in_another_split_are_named(root: Path, role: str) -> None:
     split(root, **{role: [*SPLITS[role], 6]})
     with pytest.raises(
-        DataError, match=rf"1 image of the split '{role}' \(data\.{role}\) also in 'test'.*\n  0006$"
+        DataError,
+        match=rf"1 image of the split '{role}' \(data\.{role}\) also in 'test'.*\n  0006$",
     ):
         open_dataset(recipe(root))
 
@@ -163,7 +164,8 @@ def test_images_that_cannot_be_read_are_left_out_on_request_with_their_truths(ro
     for number in range(3):
         save(root / "depth" / f"{number:04d}.png", np.full(SIZE, 1000 * (number + 1), np.uint16))
     said = Said()
-    samples = load_split(recipe(root, skip_unreadable=True), "train", tasks=["depth"], progress=said)
+    skipping = recipe(root, skip_unreadable=True)
+    samples = load_split(skipping, "train", tasks=["depth"], progress=said)
     assert greys(samples) == [0, 20]
     assert samples.truths["depth"][:, 0, 0].tolist() == [1.0, 3.0]
     assert len(said.lines) == 1
