@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simo_build.data import Samples
+from simo_build.data import Samples, say_overlaps
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
 from simo_build.ledger import write_report
@@ -38,6 +38,7 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     time.
     """
     check_recipe(loaded)
+    say_overlaps(loaded, progress)
     work = Workshop(loaded, Stages(out.parent / ".stages", progress))
     check_steps(work)
     merged = merge(work)
@@ -57,29 +58,24 @@ def realign(work: Workshop, merged: Result) -> Result:
         return Result(flat_heads(work.heads()), {}, digest({"random heads": merged.key}))
     if not work.recipe.realign:
         return Result(flat_heads(work.expert_heads()), {}, digest({"heads": work.inputs()}))
-    steps = [step.model_dump(mode="json") for step in work.recipe.realign]
-    inputs = {**work.inputs(), "merged": merged.key, "steps": steps}
+    inputs = realign_inputs(work, merged.key)
     return work.stages.run_in_parts(
         "realign", inputs, lambda states: run_steps(work, merged.tensors, states)
     )
 
 
+def realign_inputs(work: Workshop, merged: str) -> dict[str, Any]:
+    """Give everything that re-alignment depends on; `merged` is the key of the merge."""
+    steps = [step.model_dump(mode="json") for step in work.recipe.realign]
+    return {**work.inputs(), "merged": merged, "steps": steps}
+
+
 def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle:
     """Fold, export, check and write the bundle, unless the same one is there already."""
     recipe, progress = work.recipe, work.stages.progress
-    provenance = {
-        "recipe": work.loaded.text,
-        "inputs": work.inputs() if recipe.random_seed is None else {"base": work.base_hash},
-        "versions": versions(),
-        "exporter": EXPORTER,
-        "merge": dict(merged.log),
-        "realign": dict(aligned.log),
-        "metrics": {task: plain_metric(spec.metric) for task, spec in recipe.specs().items()},
-    }
-    made_of = {"merged": merged.key, "aligned": aligned.key, "code": code_hash()}
-    key = digest({**made_of, **provenance})
+    provenance = provenance_of(work, merged, aligned)
     existing = opened(out)
-    if existing is not None and existing.manifest.provenance.get("key") == key:
+    if existing is not None and existing.manifest.provenance.get("key") == provenance["key"]:
         progress.say("export: the bundle is there already")
         return existing
     progress.say("export ...")
@@ -93,10 +89,26 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         heads=split_heads(work, aligned.tensors),
         recipe=recipe,
         samples=samples,
-        provenance={**provenance, "key": key},
+        provenance=provenance,
     )
-    work.stages.note("export", key, time.perf_counter() - started)
+    work.stages.note("export", provenance["key"], time.perf_counter() - started)
     return bundle
+
+
+def provenance_of(work: Workshop, merged: Result, aligned: Result) -> dict[str, Any]:
+    """Say what a bundle comes from; its `key` is the hash of that."""
+    recipe = work.recipe
+    provenance = {
+        "recipe": work.loaded.text,
+        "inputs": work.inputs() if recipe.random_seed is None else {"base": work.base_hash},
+        "versions": versions(),
+        "exporter": EXPORTER,
+        "merge": dict(merged.log),
+        "realign": dict(aligned.log),
+        "metrics": {task: plain_metric(spec.metric) for task, spec in recipe.specs().items()},
+    }
+    made_of = {"merged": merged.key, "aligned": aligned.key, "code": code_hash()}
+    return {**provenance, "key": digest({**made_of, **provenance})}
 
 
 def first(samples: Samples, recipe: Recipe) -> Samples:

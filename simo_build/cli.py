@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from simo_runtime.errors import SimoError
+from simo_runtime.errors import SimoError, listing
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -166,23 +166,38 @@ def train_command(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be done, and what is missing for it; do nothing.",
+)
 @data_option
 @experts_option
 @polite
-def build_command(recipe: str, out: Path | None, data: Path | None, experts: Path) -> None:
+def build_command(
+    recipe: str, out: Path | None, dry_run: bool, data: Path | None, experts: Path
+) -> None:
     """Build a bundle: merge the experts of a recipe, re-align, fold, export and check.
 
     Finished stages are kept beside the bundle and skipped the next time. Prints the bundle's path.
     """
     from simo_build.build import build
     from simo_build.loading import load_recipe
+    from simo_build.plan import plan
     from simo_build.progress import Bars, Silent
     from simo_build.workers import workers
 
     main = workers().main
     loaded = load_recipe(recipe, data=data, experts=experts)
-    out = out or Path("bundles") / loaded.recipe.name
-    bundle = build(loaded, out, progress=Bars() if main else Silent())
+    target = out or Path("bundles") / loaded.recipe.name
+    if dry_run:
+        refuse_several()
+        planned = plan(loaded, target)
+        click.echo("\n".join(planned.lines))
+        if planned.faults:
+            raise click.ClickException(f"this cannot be built yet:\n{listing(planned.faults)}")
+        return
+    bundle = build(loaded, target, progress=Bars() if main else Silent())
     if main:
         click.echo(bundle.root)
 

@@ -1,21 +1,23 @@
 """Labelled images: `load_split` reads a split, whatever its format (`simo_build.formats`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from simo_build.ahead import ahead
 from simo_build.formats import FORMATS, Dataset, Format
+from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Progress
 from simo_build.recipe import TaskPart
 from simo_build.room import room_for
+from simo_build.sample import Sample, Unreadable, known_pixels, read_sample, stored_form
 from simo_build.sources import UNTARGETED
-from simo_runtime.errors import DataError, RecipeError, unknown
-from simo_runtime.placement import Placement
+from simo_build.splits import check_apart, check_files, names_of, overlaps
+from simo_runtime.errors import DataError, ImageError, RecipeError, listing, unknown
 from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
@@ -86,13 +88,25 @@ def open_dataset(loaded: LoadedRecipe) -> Dataset:
     root = loaded.locate(data.root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder (`data.root` of {loaded.shown})")
-    return FORMATS[data.format].open(root, data)
+    dataset = FORMATS[data.format].open(root, data)
+    check_apart(dataset, data)
+    return dataset
+
+
+def say_overlaps(loaded: LoadedRecipe, progress: Progress) -> None:
+    """Say which splits share images, where it is allowed."""
+    if loaded.recipe.data is not None:
+        for line in overlaps(open_dataset(loaded), loaded.recipe.data):
+            progress.say(line)
 
 
 def fingerprint(loaded: LoadedRecipe, tasks: Sequence[str]) -> str:
     """Hash what the images of a recipe and the truths of some tasks depend on."""
     targets = [loaded.recipe.tasks[task].target for task in tasks]
-    return open_dataset(loaded).fingerprint({one.folder for one in targets if one is not None})
+    found = open_dataset(loaded).fingerprint({one.folder for one in targets if one is not None})
+    if loaded.recipe.data is not None and loaded.recipe.data.skip_unreadable:
+        return digest({"data": found, "skip_unreadable": True})
+    return found
 
 
 def check_task(where: str, part: TaskPart, name: str, form: Format) -> None:
@@ -117,67 +131,93 @@ def load_split(
     """Read a split by its role (`train`, `realign`, `select`, `test`), truths of `tasks` only."""
     recipe, dataset = loaded.recipe, open_dataset(loaded)
     assert recipe.data is not None  # open_dataset has seen to it
-    names = dataset.ids(getattr(recipe.data, split))
+    name, skips = getattr(recipe.data, split), recipe.data.skip_unreadable
     parts = {task: recipe.tasks[task] for task in tasks}
-    shape = (len(names), *recipe.image.size)
-    images = room_for((*shape, 3), np.uint8)
-    truths = {task: room_for(*stored_form(part.kind, shape)) for task, part in parts.items()}
-    for row, name in enumerate(progress.track(names, f"reading {split}")):
-        image = dataset.image(name)
-        place = Placement(image.shape[:2], recipe.image.size, recipe.image.fit)
-        images[row] = place.apply(image, fill=fill_colour(recipe.image.mean))
-        known = dataset.known(name) if parts else None
-        for task, part in parts.items():
-            truth = itself(image) if part.kind in UNTARGETED else dataset.truth(name, part)
-            if truth.shape[:2] != image.shape[:2]:
+    names = names_of(dataset, name)
+    check_split(loaded, dataset, name, names, tasks)
+    filling = Filling(len(names), recipe.image.size, parts)
+
+    def read(image: str) -> Sample | Unreadable:
+        try:
+            return read_sample(dataset, image, parts, recipe.image)
+        except ImageError as error:
+            if not skips:
+                raise ImageError(
+                    f"{error}; `skip_unreadable: true` in `data` leaves it out"
+                ) from error
+            return Unreadable(image, str(error))
+
+    for sample in ahead(read, progress.track(names, f"reading {split}")):
+        filling.take(sample)
+    where = f"{dataset.root}: the split {name!r}"
+    for line in filling.told(where):
+        progress.say(line)
+    return filling.samples(where)
+
+
+def check_split(
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    split: str,
+    names: Sequence[str],
+    tasks: Sequence[str],
+) -> None:
+    """Refuse a split that lacks a file of an image, or of a truth of some tasks."""
+    recipe = loaded.recipe
+    parts: dict[str, TaskPart | None] = {
+        task: recipe.tasks[task] for task in tasks if recipe.tasks[task].kind not in UNTARGETED
+    }
+    skips = recipe.data is not None and recipe.data.skip_unreadable
+    check_files(dataset, split, names, parts if skips else {"image": None, **parts})
+
+
+class Filling:
+    """A split while it is read: room for all of it, filled from the top."""
+
+    def __init__(self, count: int, size: tuple[int, int], parts: Mapping[str, TaskPart]) -> None:
+        shape = (count, *size)
+        self.images = room_for((*shape, 3), np.uint8)
+        self.kinds = {task: part.kind for task, part in parts.items()}
+        self.truths = {
+            task: room_for(*stored_form(kind, shape)) for task, kind in self.kinds.items()
+        }
+        self.filled = 0
+        self.skipped: list[Unreadable] = []
+        self.blank: dict[str, list[str]] = {task: [] for task in parts}
+
+    def take(self, sample: Sample | Unreadable) -> None:
+        """Put an image and its truths into the next row, or remember that it is left out."""
+        if isinstance(sample, Unreadable):
+            self.skipped.append(sample)
+            return
+        self.images[self.filled] = sample.image
+        for task, truth in sample.truths.items():
+            self.truths[task][self.filled] = truth
+            if not known_pixels(truth, self.kinds[task]).any():
+                self.blank[task].append(sample.name)
+        self.filled += 1
+
+    def told(self, where: str) -> Iterator[str]:
+        """Say what was left out, and which images have no truth in any pixel."""
+        if self.skipped:
+            every = len(self.images)
+            lines = listing(f"{one.name}: {one.reason}" for one in self.skipped)
+            yield f"{where}: {len(self.skipped)} of {every} images left out, unreadable\n{lines}"
+        for task, names in self.blank.items():
+            if names:
+                some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                told = f"{len(names)} of {self.filled} images have no truth of {task}"
+                yield f"{where}: {told}: {some}"
+
+    def samples(self, where: str) -> Samples:
+        """Give what was read; DataError if it is nothing, or has no truth of a task."""
+        if not self.filled:
+            raise DataError(f"{where}: no image of it can be read")
+        for task, names in self.blank.items():
+            if len(names) == self.filled:
                 raise DataError(
-                    f"{name}: {task} is {truth.shape[:2]}, its image is {image.shape[:2]}"
+                    f"{where}: no pixel of its {self.filled} images has a truth of {task}; "
+                    "look at its files, and at `target` of the task"
                 )
-            if known is not None:
-                truth = where_known(truth, known, part.kind, name)
-            truths[task][row] = fit_truth(truth, place, part.kind)
-    return Samples(images, truths)
-
-
-def stored_form(kind: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], type[np.generic]]:
-    """Give the shape and type in which the truths (n, H, W) of a kind are kept."""
-    channels = kind_named(kind).channels
-    if channels == 3:
-        return (*shape, 3), np.float16
-    return shape, np.uint8 if channels is None else np.float32
-
-
-def where_known(truth: Array, known: NDArray[np.bool_], kind: str, name: str) -> Array:
-    """Take the truth from pixels that are not known; classes say it themselves."""
-    if known.shape != truth.shape[:2]:
-        raise DataError(f"{name}: its mask is {known.shape}, its image is {truth.shape[:2]}")
-    entry = kind_named(kind)
-    if entry.channels is None:
-        return truth
-    mask = known[..., None] if truth.ndim == 3 else known
-    return np.where(mask, truth, truth.dtype.type(entry.empty))
-
-
-def fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Give the colour of letterbox bars: the mean, which is zero in normalised space."""
-    red, green, blue = (round(255 * value) for value in mean)
-    return red, green, blue
-
-
-def itself(image_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Give an image as the truth of autoencoding: colours of -1 to 1."""
-    return np.asarray(image_HW3 / 127.5 - 1.0, np.float32)
-
-
-def fit_truth(truth: Array, place: Placement, kind: str) -> Array:
-    """Bring a truth to the network's size by nearest neighbour, the image itself as images are.
-
-    Bars have no truth.
-    """
-    top, left, high, wide = place.inner
-    shape, dtype = stored_form(kind, place.target)
-    canvas = np.full(shape, kind_named(kind).empty, dtype)
-    method = place.interpolation if kind in UNTARGETED else cv2.INTER_NEAREST_EXACT
-    resized = cv2.resize(truth, (wide, high), interpolation=method)
-    canvas[top : top + high, left : left + wide] = resized
-    return canvas
+        truths = {task: truth[: self.filled] for task, truth in self.truths.items()}
+        return Samples(self.images[: self.filled], truths)

@@ -89,9 +89,16 @@ class Gathered:
             samples = (work.labelled if kind.labels else work.unlabelled)(self.images)
             return kind.gather(work, task, samples), self.about()
 
-        return work.stages.run(f"{self.kind}-{task}", self._inputs(task), make)
+        return work.stages.run(f"{self.kind}-{task}", self.inputs(task), make)
 
-    def _inputs(self, task: str) -> dict[str, Any]:
+    def kept(self) -> bool:
+        """Whether an earlier build has gathered it for every task."""
+        stages = self.work.stages
+        return all(
+            stages.kept(f"{self.kind}-{task}", self.inputs(task)) for task in self.work.experts
+        )
+
+    def inputs(self, task: str) -> dict[str, Any]:
         """Give everything that one expert's evidence depends on."""
         work, recipe = self.work, self.work.recipe.model_dump(mode="json")
         seen = {key: value for key, value in work.inputs().items() if key != "experts"}

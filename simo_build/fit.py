@@ -32,6 +32,7 @@ __all__ = [
     "refuse_nan",
     "shuffled",
     "snapshot",
+    "steps_of",
     "warmup_share",
 ]
 
@@ -133,7 +134,7 @@ def fit_together(
     states belong to it. Who owns the file removes it when it is no longer needed; until then a
     finished training is not repeated.
     """
-    steps = max(2, schedule.epochs * math.ceil(images / limits.batch))
+    steps = max(2, steps_of(schedule.epochs, images, limits.batch))
     trainees = [Trainee(goal, schedule, limits, steps=steps, ema=ema) for goal in goals]
     record = Record(trainees, (generator, *draws), label, progress, saved, scalars or Unwritten())
     try:
@@ -153,6 +154,11 @@ def fit_together(
         for one in trainees:
             one.finish()
     return [outcome_of(one, progress) for one in trainees]
+
+
+def steps_of(epochs: int, images: int, batch: int) -> int:
+    """Give how many steps an optimiser makes."""
+    return epochs * math.ceil(images / batch)
 
 
 def waited(trainee: Trainee, patience: int | None) -> bool:

@@ -79,9 +79,14 @@ def merge(work: Workshop) -> Result:
     merger.rehearse(tried)
     return work.stages.run(
         "merge",
-        {**work.inputs(), "merge": choice.model_dump(mode="json")},
+        merge_inputs(work),
         lambda: _merge(merger, tried),
     )
+
+
+def merge_inputs(work: Workshop) -> dict[str, Any]:
+    """Give everything that the merged encoder depends on."""
+    return {**work.inputs(), "merge": work.recipe.merge.model_dump(mode="json")}
 
 
 def merge_to(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> None:

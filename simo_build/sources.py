@@ -12,6 +12,8 @@ from pydantic import (
 
 from simo_build.parts import Part, Seed
 
+# What splits serve: to train experts, to re-align, to choose, and to measure in the end.
+ROLES = ("train", "realign", "select", "test")
 # Kinds whose truth is the image itself, so that no file holds it.
 UNTARGETED = frozenset({"autoencoding"})
 # Keys of `target` that mean something for some kinds only.
@@ -70,6 +72,17 @@ class DataPart(Part):
     images: str = "images"  # format images: the folder of the images
     splits: dict[str, float | str] = Field(default={})  # format images: shares, or files of names
     seed: Seed = 0  # format images: of shares
+    skip_unreadable: bool = False  # leave out images that cannot be read, and their truths
+
+    @model_validator(mode="after")
+    def _test_is_apart(self) -> "DataPart":
+        for role in ROLES[:-1]:
+            if getattr(self, role) == self.test:
+                raise ValueError(
+                    f"{role}: is {self.test!r}, which `test` names too; "
+                    "nothing may learn or choose from what is measured in the end"
+                )
+        return self
 
     @model_validator(mode="after")
     def _of_images(self) -> "DataPart":

@@ -65,12 +65,12 @@ class Stages:
 
         Several processes make it together.
         """
-        key = digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
-        path = self.root / f"{name}-{key[:16]}.safetensors"
+        key = key_of(name, inputs)
+        path = self._path(name, key)
         states = States(path, key, self.progress)
-        if kept := workers().from_main(lambda: _kept(path)):
+        if kept := workers().from_main(lambda: self.kept(name, inputs)):
             self.progress.say(f"{name}: kept from an earlier build")
-            return replace(kept, key=key)
+            return kept
         self.progress.say(f"{name} ...")
         started = time.perf_counter()
         tensors, log = make(states)
@@ -99,6 +99,20 @@ class Stages:
 
     def _noted(self, name: str, key: str) -> Path:
         return self.root / f"{name}-{key[:16]}.json"
+
+    def kept(self, name: str, inputs: Mapping[str, Any]) -> Result | None:
+        """Give the kept result of a stage with these inputs, if there is one."""
+        key = key_of(name, inputs)
+        found = _kept(self._path(name, key))
+        return found and replace(found, key=key)
+
+    def _path(self, name: str, key: str) -> Path:
+        return self.root / f"{name}-{key[:16]}.safetensors"
+
+
+def key_of(name: str, inputs: Mapping[str, Any]) -> str:
+    """Give the key of a stage: the hash of its inputs, and of what works on them."""
+    return digest({"stage": name, "code": code_hash(), "torch": torch.__version__, **inputs})
 
 
 def _kept(path: Path) -> Result | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from simo_build.augment import augmented
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
-from simo_build.data import Samples, fingerprint, load_split
+from simo_build.data import Samples, fingerprint, load_split, say_overlaps
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.evaluate import measure_head
@@ -108,6 +108,7 @@ def train_expert(
     if workers().from_main(path.is_file):
         progress.say(f"{task}: kept {path}")
         return path
+    say_overlaps(loaded, progress)
     spec = recipe.specs()[task]
     seed = recipe.train.seed
     head = make_head(recipe.tasks[task].head, spec, feature_shape(encoder), seed=seed)

@@ -58,11 +58,7 @@ class Workshop:
             if not path.is_file() and self.recipe.train_missing:
                 path = train_expert(self.loaded, task, self.stages.progress)
             if not path.is_file():
-                raise CheckpointError(
-                    f"{path}: the expert of {task} is missing. Train it with "
-                    f"`simo-train --recipe {self.loaded.shown} --task {task}`, or set "
-                    "`train_missing: true` in the recipe."
-                )
+                raise CheckpointError(missing_expert(self.loaded, task, path))
             expert = self._read(path, task)
             self.encoder.load(expert.encoder, source=str(path))  # refuses what does not fit
             self._check_head(expert)
@@ -173,6 +169,15 @@ class Workshop:
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}
         return found
+
+
+def missing_expert(loaded: LoadedRecipe, task: str, path: Path) -> str:
+    """Say that an expert is not there, and how to get it."""
+    return (
+        f"{path}: the expert of {task} is missing. Train it with "
+        f"`simo-train --recipe {loaded.shown} --task {task}`, or set "
+        "`train_missing: true` in the recipe."
+    )
 
 
 class Splits(Mapping[str, Samples]):

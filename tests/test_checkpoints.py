@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
@@ -527,3 +528,16 @@ def test_a_tensor_under_a_prefix_of_another_tool_is_refused(tmp_path: Path) -> N
     state = prefixed(plain(given, grid=(2, 3)), "module.")
     with pytest.raises(CheckpointError, match=r"(?s)not a ViT of timm or DINOv2.*module\."):
         load(given, state)
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half of it")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("simo_build.checkpoints.save_file", full)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be written: .*No space"):
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert list(tmp_path.iterdir()) == []

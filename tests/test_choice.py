@@ -130,7 +130,7 @@ def test_a_choice_by_a_proxy_reads_no_truths(workplace: Path) -> None:
     for folder in ("depth", "normals"):
         shutil.rmtree(workplace / "data" / folder)
     assert merge(opened(write_recipe(workplace, merge={**ONE, "by": "cosine"}))).log["labels"] == 0
-    with pytest.raises(DataError, match="missing, or not a PNG"):
+    with pytest.raises(DataError, match=r"images of the split .* have no truth of depth"):
         merge(opened(write_recipe(workplace, merge=ONE)))
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simo_build.data import Samples, fill_colour, fit_truth, load_split, open_dataset
+from simo_build.data import Samples, load_split, open_dataset
 from simo_build.formats.folder import DECODERS, FolderDataset
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
 from simo_build.recipe import Recipe, TaskPart
+from simo_build.sample import fill_colour, fit_truth
 from simo_build.sources import UNTARGETED, Target
-from simo_runtime.errors import DataError, ImageError, UnknownNameError
+from simo_runtime.errors import DataError, UnknownNameError
 from simo_runtime.metrics import IGNORE
 from simo_runtime.placement import Placement
 from simo_runtime.tasks import KINDS
@@ -259,7 +260,7 @@ def storing(folder: str, array: Array) -> Break:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda root: (root / "label" / "0001.png").unlink(), r"label.0001\.png: missing"),
+        (lambda root: (root / "label" / "0001.png").unlink(), r"label.0001\.png: there is no such"),
         (
             lambda root: (root / "label" / "0001.png").write_text("text"),
             r"label.0001\.png: missing, or not a PNG",
@@ -289,7 +290,7 @@ def test_normals_with_a_fourth_channel_are_refused(root: Path) -> None:
 
 def test_a_missing_image_is_named(root: Path) -> None:
     (root / "rgb" / "0001.png").unlink()
-    with pytest.raises(ImageError, match=r"rgb.0001\.jpg: No such file"):
+    with pytest.raises(DataError, match=r"1 of the 2 images .*\n.*rgb.0001\.jpg: there is no such"):
         load(root)
 
 

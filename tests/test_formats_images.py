@@ -118,7 +118,6 @@ def test_a_stored_class_may_be_invalid(tmp_path: Path) -> None:
         (np.uint16(1500), ".tif", {"scale": 0.01}, 15.0),
         (np.float32(1.5), ".npy", {}, 1.5),
         (np.float32(1.5), ".tiff", {"scale": 2}, 3.0),
-        (np.uint16(1500), ".png", {"invalid": 1500}, 0.0),
         (np.int32(1500), ".npy", {}, 1.5),
     ],
 )
@@ -127,6 +126,20 @@ def test_depth_is_stored_times_scale(
 ) -> None:
     truth = first(tmp_path, "depth", np.full(SIZE, raw), suffix, **target)
     assert truth[0].tolist() == pytest.approx([metres] * 3)
+
+
+def test_a_stored_depth_may_be_invalid(tmp_path: Path) -> None:
+    raw = np.array([[1500, 65535, 0], [2000, 1, 65535]], np.uint16)
+    truth = first(tmp_path, "depth", raw, invalid=65535)
+    assert truth.ravel().tolist() == pytest.approx([1.5, 0, 0, 2, 0.001, 0])
+
+
+@pytest.mark.parametrize("kind", ["depth", "log_depth", "disparity"])
+def test_values_in_8_bits_need_their_scale(tmp_path: Path, kind: str) -> None:
+    raw = np.full(SIZE, 20, np.uint8)
+    with pytest.raises(DataError, match=rf"uint8 \(2, 3\); {kind} in 8 bits has no usual scale"):
+        first(tmp_path / "bare", kind, raw)
+    assert (first(tmp_path / "scaled", kind, raw, scale=0.05) > 0).all()
 
 
 def test_log_depth_is_of_the_same_metres(tmp_path: Path) -> None:

@@ -335,6 +335,34 @@ def test_an_image_that_is_none_is_refused(mtan: Path, array: Array, told: str) -
         read(nyuv2(mtan))
 
 
+def test_mtans_depth_in_whole_numbers_is_refused(mtan: Path) -> None:
+    np.save(mtan / "train" / "depth" / "0.npy", np.full(SIZE, 1500, np.uint16))
+    with pytest.raises(DataError, match=r"depth.0\.npy: uint16 .*depth is stored as float16 or"):
+        read(nyuv2(mtan))
+
+
+def test_an_image_that_is_damaged_can_be_left_out(mtan: Path) -> None:
+    (mtan / "train" / "image" / "0.npy").write_bytes(b"damaged")
+    tasks = {"depth": {"kind": "depth", "target": {"folder": "depth"}}}
+    data = {"format": "nyuv2_npy", "skip_unreadable": True}
+    assert greys(read(on(mtan, data, tasks, SIZE))) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "stored", "told"),
+    [
+        ("gtFine", "gtFine_labelIds.png", np.ones(SIZE, np.uint16), "is stored as uint8"),
+        ("disparity", "disparity.png", np.ones(SIZE, np.uint8), "disparity is stored as uint16"),
+    ],
+)
+def test_cityscapes_maps_of_another_type_are_refused(
+    published: Path, folder: str, file: str, stored: Array, told: str
+) -> None:
+    save(published / folder / "val/lindau" / f"lindau_000007_000019_{file}", stored)
+    with pytest.raises(DataError, match=told):
+        read(streets(published), "test")
+
+
 def test_a_file_without_a_number_is_named(mtan: Path) -> None:
     np.save(mtan / "train" / "image" / "a.npy", np.zeros((2, 3, 3)))
     with pytest.raises(DataError, match=r"a\.npy: files here are numbered"):

@@ -125,10 +125,15 @@ def test_invalid_strength_is_nan() -> None:
 @pytest.mark.parametrize(
     ("part", "raw", "told"),
     [
-        (SEG, np.array([[3]]), "class 3, but the recipe has 3 labels"),
+        (SEG, np.array([[3]]), r"class 3, but the recipe has 3 labels, 0 to 2 \(255 is for"),
+        (SEG, np.array([[3, 9, 40]]), r"class 40 and 2 more, but the recipe has 3 labels"),
         (SEG, np.array([[300]]), "class 300; stored classes are 0 to 255"),
         (SEG, np.array([[0.5]]), "float64 with fractions; classes are whole numbers"),
-        (SEG, np.zeros((2, 2, 3), np.uint8), r"uint8 \(2, 2, 3\); segmentation needs numbers"),
+        (
+            SEG,
+            np.zeros((2, 2, 3), np.uint8),
+            r"uint8 \(2, 2, 3\); segmentation needs numbers .*, the class of every pixel, not its",
+        ),
         (task("depth"), np.zeros((2, 2, 3)), r"\(2, 2, 3\); depth needs numbers \(height, width\)"),
         (task("depth"), np.zeros((2, 2), bool), "bool .*; depth needs numbers"),
         (task("normals"), np.zeros((2, 2)), r"\(2, 2\); normals need \(height, width, 3\)"),
@@ -140,6 +145,13 @@ def test_invalid_strength_is_nan() -> None:
 def test_what_cannot_be_is_told_with_its_file(part: TaskPart, raw: Array, told: str) -> None:
     with pytest.raises(DataError, match=rf"map\.png: .*{told}"):
         decode(raw, WHERE, part, Coding())
+
+
+def test_a_type_that_the_format_does_not_store_is_told() -> None:
+    raw, coding = np.full((2, 2), 9, np.uint8), Coding(types=("uint16",))
+    with pytest.raises(DataError, match=r"map\.png: uint8 \(2, 2\); depth is stored as uint16"):
+        decode(raw, WHERE, task("depth"), coding)
+    assert (decode(raw.astype(np.uint16), WHERE, task("depth"), coding) == 9).all()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".png", ".tif"])

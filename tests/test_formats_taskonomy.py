@@ -191,6 +191,23 @@ def test_a_mask_of_another_size_is_refused(buildings: Path) -> None:
         read(rooms(buildings))
 
 
+@pytest.mark.parametrize(
+    ("folder", "stored", "told"),
+    [
+        ("depth_zbuffer", np.ones((4, 5), np.uint8), r"uint8 .*depth is stored as uint16"),
+        ("normal", np.ones((4, 5, 3), np.uint16), r"uint16 .*normals is stored as uint8"),
+        ("edge_texture", np.ones((4, 5), np.uint8), r"uint8 .*edges is stored as uint16"),
+        ("segment_semantic", np.ones((4, 5), np.uint16), r"segmentation is stored as uint8"),
+    ],
+)
+def test_a_domain_of_another_type_is_refused(
+    buildings: Path, folder: str, stored: Array, told: str
+) -> None:
+    domain(buildings, folder, "allensville", "point_0_view_0", stored)
+    with pytest.raises(DataError, match=rf"{folder}.allensville.*: .*{told}"):
+        read(rooms(buildings))
+
+
 def test_an_unknown_split_gives_the_closest_one(buildings: Path) -> None:
     with pytest.raises(UnknownNameError, match="'tset'; did you mean 'test'"):
         open_dataset(rooms(buildings)).ids("tset")

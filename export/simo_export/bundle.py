@@ -10,14 +10,19 @@ from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, sha256_of
 from simo_runtime.errors import ExportError
 
 
+def check_folder(out: Path) -> None:
+    """Refuse to write a bundle where there is something else."""
+    if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise ExportError(f"{out}: there is something else here; give another folder with -o")
+
+
 def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Bundle:
     """Let `fill` write the graphs into a temporary folder, add the manifest, and move it to `out`.
 
     The manifest's `files` are filled in here. An older bundle at `out` is replaced in the last
     step; a folder that is no bundle is refused.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise ExportError(f"{out}: there is something else here; give another folder with -o")
+    check_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_build.formats.dataset import Array, Dataset, folder_in, sizes_hash, split_of
+from simo_build.formats.dataset import (
+    Array,
+    Dataset,
+    folder_in,
+    no_file,
+    sizes_hash,
+    split_of,
+)
 from simo_build.formats.mtan import SEED, cityscapes_splits
 from simo_build.formats.stored import Coding, decode, read_stored
 from simo_build.recipe import TaskPart
@@ -83,6 +90,10 @@ class CityscapesDataset(Dataset):
     def _path(self, name: str, folder: str) -> Path:
         return self.root / folder / f"{name}{ENDINGS[folder]}"
 
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        folder = "leftImg8bit" if task is None else FOLDERS[task.kind]
+        return no_file(self._path(name, folder))
+
     def image(self, name: str) -> NDArray[np.uint8]:
         return read_image(self._path(name, "leftImg8bit"))
 
@@ -96,11 +107,11 @@ class CityscapesDataset(Dataset):
         if task.kind == "parts":
             return decode(parts_of(raw, path), path, task, Coding())
         if task.kind == "disparity":
-            return decode(raw, path, task, Coding(scale=1 / 65535))
+            return decode(raw, path, task, Coding(scale=1 / 65535, types=("uint16",)))
         wanted = task.target.map or "to19"
         if wanted not in TABLES:
             raise unknown("table of Cityscapes (target.map)", wanted, TABLES)
-        return decode(raw, path, task, Coding(table=TABLES[wanted]))
+        return decode(raw, path, task, Coding(table=TABLES[wanted], types=("uint8",)))
 
     def fingerprint(self, folders: Collection[str]) -> str:
         every = ("leftImg8bit", *folders)

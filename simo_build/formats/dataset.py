@@ -39,6 +39,10 @@ class Dataset(ABC):
     def fingerprint(self, folders: Collection[str]) -> str:
         """Hash what the images and the truths in some folders depend on, without reading them."""
 
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        """Say which file of a truth is not there, or of the image (no task); None: it is there."""
+        return None
+
     def known(self, name: str) -> NDArray[np.bool_] | None:
         """Say which pixels (H, W) of an image have a truth at all; None: the truths say it."""
         return None
@@ -60,6 +64,11 @@ def split_of(splits: Mapping[str, Sequence[str]], split: str, root: Path) -> lis
     if not splits[split]:
         raise DataError(f"{root}: the split {split!r} is empty")
     return list(splits[split])
+
+
+def no_file(path: Path) -> str | None:
+    """Say that a file is not there; None: it is."""
+    return None if path.is_file() else f"{path}: there is no such file"
 
 
 def sizes_hash(root: Path, folders: Iterable[str], **more: Any) -> str:

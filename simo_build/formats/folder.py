@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_build.formats.dataset import Array, Dataset
+from simo_build.formats.dataset import Array, Dataset, no_file
+from simo_build.formats.stored import check_classes
 from simo_build.hashing import digest
 from simo_build.recipe import TaskPart
 from simo_build.sources import DataPart
@@ -59,13 +60,22 @@ class FolderDataset(Dataset):
             raise DataError(f"{self.root}: the split {split!r} is empty")
         return [name if isinstance(name, str) else f"{name:04d}" for name in listed]
 
-    def image(self, name: str) -> NDArray[np.uint8]:
+    def _image(self, name: str) -> Path:
         paths = [self.root / "rgb" / f"{name}{suffix}" for suffix in (".jpg", ".png")]
-        return read_image(next((path for path in paths if path.is_file()), paths[0]))
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    def _truth(self, name: str, task: TaskPart) -> Path:
+        assert task.target is not None  # the recipe was checked for it
+        return self.root / task.target.folder / f"{name}.png"
+
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        return no_file(self._image(name) if task is None else self._truth(name, task))
+
+    def image(self, name: str) -> NDArray[np.uint8]:
+        return read_image(self._image(name))
 
     def truth(self, name: str, task: TaskPart) -> Array:
-        assert task.target is not None  # the recipe was checked for it
-        path = self.root / task.target.folder / f"{name}.png"
+        path = self._truth(name, task)
         raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
         if raw is None:
             raise DataError(f"{path}: missing, or not a PNG file that can be read")
@@ -97,10 +107,7 @@ def _labels(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Arra
         raise DataError(f"{path}: {raw.dtype} {raw.shape}; labels are uint8 (height, width)")
     assert task.target is not None
     labels = data.table(task.target.map)[raw] if task.target.map else raw
-    worst = int(labels[labels != IGNORE].max(initial=0))
-    if worst >= len(task.labels):
-        raise DataError(f"{path}: class {worst}, but the recipe has {len(task.labels)} labels")
-    return labels
+    return check_classes(labels, path, task)
 
 
 def _depth(data: FolderDataset, path: Path, raw: Array, task: TaskPart) -> Array:

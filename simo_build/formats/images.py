@@ -15,6 +15,7 @@
     edges, keypoints      whole numbers from 0 = -1 to the highest = 1, or floats; `range`
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_build.formats.dataset import Array, Dataset, folder_in, sizes_hash, split_of
+from simo_build.formats.dataset import (
+    Array,
+    Dataset,
+    folder_in,
+    no_file,
+    sizes_hash,
+    split_of,
+)
 from simo_build.formats.splits import parted
 from simo_build.formats.stored import Coding, decode, read_stored
 from simo_build.recipe import TaskPart
@@ -78,7 +86,7 @@ class ImagesDataset(Dataset):
         if absent := [name for name in names if name not in self.photos]:
             where = self.root / self.data.images
             raise DataError(f"{path}: not in {where}:\n{listing(absent)}")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, times in Counter(names).items() if times > 1):
             raise DataError(f"{path}: names that stand twice:\n{listing(twice)}")
         return names
 
@@ -94,20 +102,32 @@ class ImagesDataset(Dataset):
 
     def truth(self, name: str, task: TaskPart) -> Array:
         assert task.target is not None  # the recipe was checked for it
-        path = self._map(name, task.target)
+        if fault := self.absent(name, task):
+            raise DataError(fault)
+        (path,) = self._maps(name, task.target)
         raw = read_stored(path)
+        if task.kind in SCALES and raw.dtype == np.uint8 and task.target.scale is None:
+            raise DataError(
+                f"{path}: uint8 {raw.shape}; {task.kind} in 8 bits has no usual scale: store "
+                "16 bits or floats, or give target.scale"
+            )
         return decode(raw, path, task, coding_of(task, raw))
 
-    def _map(self, name: str, target: Target) -> Path:
-        endings = MAPS if target.suffix is None else (target.suffix,)
-        paths = [self.root / target.folder / f"{name}{ending}" for ending in endings]
-        found = [path for path in paths if path.is_file()]
-        if len(found) != 1:
-            raise DataError(
-                f"{self.root / target.folder / name}: {len(found)} files that end with "
-                f"{', '.join(endings)}; there must be one (target.suffix says how its name ends)"
-            )
-        return found[0]
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        target = None if task is None else task.target
+        if target is None:
+            return no_file(self.photos[name])
+        if (count := len(self._maps(name, target))) == 1:
+            return None
+        return (
+            f"{self.root / target.folder / name}: {count} files that end with "
+            f"{', '.join(_endings(target))}; there must be one (target.suffix says how its name "
+            "ends)"
+        )
+
+    def _maps(self, name: str, target: Target) -> list[Path]:
+        paths = [self.root / target.folder / f"{name}{ending}" for ending in _endings(target)]
+        return [path for path in paths if path.is_file()]
 
     def fingerprint(self, folders: Collection[str]) -> str:
         about = self.data.model_dump(mode="json", include={"images", "splits", "seed"})
@@ -118,6 +138,11 @@ class ImagesDataset(Dataset):
         ]
         read = (self.data.images, *folders)
         return sizes_hash(self.root, read, format="images", about=about, lists=lists)
+
+
+def _endings(target: Target) -> tuple[str, ...]:
+    """Give how the name of a map may end."""
+    return MAPS if target.suffix is None else (target.suffix,)
 
 
 def coding_of(task: TaskPart, raw: Array) -> Coding:

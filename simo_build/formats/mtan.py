@@ -18,12 +18,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_build.formats.dataset import Array, Dataset, folder_in, sizes_hash, split_of
+from simo_build.formats.dataset import (
+    Array,
+    Dataset,
+    folder_in,
+    no_file,
+    sizes_hash,
+    split_of,
+)
 from simo_build.formats.splits import parted
-from simo_build.formats.stored import Coding, decode, read_stored
+from simo_build.formats.stored import FLOATS, Coding, decode, read_stored
 from simo_build.recipe import TaskPart
 from simo_build.sources import DataPart
-from simo_runtime.errors import DataError
+from simo_runtime.errors import DataError, ImageError
+from simo_runtime.tasks import kind_named
 
 SEED = 42  # of the paper's splits
 Splits = dict[str, list[str]]
@@ -53,9 +61,16 @@ class MtanDataset(Dataset):
         half, number = name.split("/")
         return self.root / half / folder / f"{number}.npy"
 
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        folder = task.target.folder if task is not None and task.target is not None else "image"
+        return no_file(self._path(name, folder))
+
     def image(self, name: str) -> NDArray[np.uint8]:
         path = self._path(name, "image")
-        raw = read_stored(path)
+        try:
+            raw = read_stored(path)
+        except DataError as error:
+            raise ImageError(str(error)) from error
         if raw.shape[2:] != (3,) or raw.dtype.kind != "f":
             raise DataError(f"{path}: {raw.dtype} {raw.shape}; images are float (height, width, 3)")
         if not 0 <= raw.min() <= raw.max() <= 1:
@@ -65,7 +80,8 @@ class MtanDataset(Dataset):
     def truth(self, name: str, task: TaskPart) -> Array:
         assert task.target is not None  # the recipe was checked for it
         path = self._path(name, task.target.folder)
-        coding = Coding(signs=task.target.signs or (1.0, 1.0, 1.0))
+        types = () if kind_named(task.kind).channels is None else FLOATS
+        coding = Coding(signs=task.target.signs or (1.0, 1.0, 1.0), types=types)
         return decode(read_stored(path), path, task, coding)
 
     def fingerprint(self, folders: Collection[str]) -> str:

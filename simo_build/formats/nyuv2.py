@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from simo_build.formats.dataset import Array, Dataset, split_of
 from simo_build.formats.matlab import read_matrix
 from simo_build.formats.mtan import SEED, nyuv2_splits
-from simo_build.formats.stored import Coding, decode
+from simo_build.formats.stored import FLOATS, Coding, decode
 from simo_build.hashing import digest
 from simo_build.recipe import TaskPart
 from simo_build.sources import DataPart
@@ -97,7 +97,8 @@ class LabelledMat(Dataset):
         raw_HW = np.ascontiguousarray(np.asarray(array[int(name) - 1]).T)
         where = self.root / LABELLED / task.target.folder / name
         table = self._table(task.target.map) if task.kind == "segmentation" else None
-        return decode(raw_HW, where, task, Coding(table=table))
+        types = FLOATS if table is None else ()
+        return decode(raw_HW, where, task, Coding(table=table, types=types))
 
     def _table(self, name: str | None) -> NDArray[np.uint8]:
         """Give the table from the 894 stored classes, 0 = none, to 40 or 13."""

@@ -17,9 +17,11 @@ from simo_build.recipe import TaskPart
 from simo_runtime.errors import DataError
 from simo_runtime.metrics import IGNORE, unit
 from simo_runtime.scales import log_depth
+from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
 Signs = tuple[float, float, float]
+FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Coding:
               None: whole numbers reach from 0 to their type's highest, others are as they are
     signs     normals: what the stored components are multiplied with
     table     classes: from a stored number, 0 and up, to a class; past its end there is none
+    types     the types of number that a file may have; none given: any that the kind can be
     """
 
     scale: float = 1.0
@@ -39,6 +42,7 @@ class Coding:
     span: tuple[float, float] | None = None
     signs: Signs = (1.0, 1.0, 1.0)
     table: NDArray[np.uint8] | None = None
+    types: tuple[str, ...] = ()
 
 
 def read_stored(path: Path) -> Array:
@@ -61,10 +65,24 @@ def one_channel(raw: Array, path: Path, task: TaskPart) -> Array:
     if raw.ndim == 3 and raw.shape[2] == 1:
         raw = raw[..., 0]
     if raw.ndim != 2 or raw.dtype.kind not in "uif":
+        colours = raw.ndim == 3 and kind_named(task.kind).channels is None
+        hint = ", the class of every pixel, not its colour" if colours else ""
         raise DataError(
-            f"{path}: {raw.dtype} {raw.shape}; {task.kind} needs numbers (height, width)"
+            f"{path}: {raw.dtype} {raw.shape}; {task.kind} needs numbers (height, width){hint}"
         )
     return raw
+
+
+def check_classes(found: NDArray[np.uint8], path: Path, task: TaskPart) -> NDArray[np.uint8]:
+    """Refuse classes past the recipe's labels."""
+    wrong = [int(value) for value in np.unique(found) if len(task.labels) <= value != IGNORE]
+    if wrong:
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{path}: class {wrong[-1]}{others}, but the recipe has {len(task.labels)} labels, "
+            f"0 to {len(task.labels) - 1} ({IGNORE} is for pixels without a class)"
+        )
+    return found
 
 
 def classes(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.uint8]:
@@ -81,10 +99,7 @@ def classes(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[n
     known &= raw < len(table)
     found = np.full(raw.shape, IGNORE, np.uint8)
     found[known] = table[raw[known].astype(np.int64)]
-    worst = int(found[found != IGNORE].max(initial=0))
-    if worst >= len(task.labels):
-        raise DataError(f"{path}: class {worst}, but the recipe has {len(task.labels)} labels")
-    return found
+    return check_classes(found, path, task)
 
 
 def positive(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
@@ -144,5 +159,9 @@ DECODERS: dict[str, Callable[[Array, Path, TaskPart, Coding], Array]] = {
 
 
 def decode(raw: Array, path: Path, task: TaskPart, coding: Coding) -> Array:
-    """Bring stored numbers to the scale of a task's kind."""
+    """Bring stored numbers to the scale of a task's kind; of a type that cannot be: DataError."""
+    if coding.types and raw.dtype.name not in coding.types:
+        raise DataError(
+            f"{path}: {raw.dtype} {raw.shape}; {task.kind} is stored as {' or '.join(coding.types)}"
+        )
     return DECODERS[task.kind](raw, path, task, coding)

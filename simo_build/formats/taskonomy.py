@@ -21,7 +21,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_build.formats.dataset import Array, Dataset, folder_in, sizes_hash, split_of
+from simo_build.formats.dataset import (
+    Array,
+    Dataset,
+    folder_in,
+    no_file,
+    sizes_hash,
+    split_of,
+)
 from simo_build.formats.mtan import SEED, halves
 from simo_build.formats.stored import Coding, decode, read_stored
 from simo_build.recipe import TaskPart
@@ -58,6 +65,7 @@ class TaskonomyDataset(Dataset):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listed: dict[str, list[str]] = {}
 
     def ids(self, split: str) -> list[str]:
         found: dict[str, list[str]] = {}
@@ -68,15 +76,24 @@ class TaskonomyDataset(Dataset):
         return split_of({**dict.fromkeys(SPLITS, ()), **found}, split, self.root)
 
     def _names(self, split: str) -> list[str]:
+        if split in self._listed:
+            return self._listed[split]
         ending, names = "_domain_rgb.png", []
         for building in BUILDINGS[split]:
             paths = folder_in(self.root, "rgb", building).glob(f"*{ending}")
             first = sorted(path.name for path in paths)[: IMAGES[split]]
             names += [f"{building}/{name.removesuffix(ending)}" for name in first]
+        self._listed[split] = names
         return names
 
     def _path(self, name: str, folder: str) -> Path:
         return self.root / folder / f"{name}_domain_{DOMAINS.get(folder, folder)}.png"
+
+    def absent(self, name: str, task: TaskPart | None) -> str | None:
+        if task is None or task.target is None:
+            return no_file(self._path(name, "rgb"))
+        coding_of(task)  # refuses a domain that cannot be read, which may well not be there
+        return no_file(self._path(name, task.target.folder))
 
     def image(self, name: str) -> NDArray[np.uint8]:
         return read_image(self._path(name, "rgb"))
@@ -108,18 +125,18 @@ def coding_of(task: TaskPart) -> Coding:
     target = task.target
     assert target is not None  # the recipe was checked for it
     if task.kind in ("depth", "log_depth"):
-        return Coding(scale=1 / 512, invalid=65535)
+        return Coding(scale=1 / 512, invalid=65535, types=("uint16",))
     if task.kind == "normals":
-        return Coding(signs=target.signs or TO_FORWARD)
+        return Coding(signs=target.signs or TO_FORWARD, types=("uint8",))
     if task.kind == "segmentation":
-        return Coding(table=CLASSES)
+        return Coding(table=CLASSES, types=("uint8",))
     span = target.range or SPANS.get(target.folder)
     if span is None:
         raise DataError(
             f"target.folder is {target.folder}: give target.range, the stored numbers that "
             f"become -1 and 1; it is known of {' and '.join(SPANS)}"
         )
-    return Coding(span=span)
+    return Coding(span=span, types=("uint16",) if target.folder in SPANS else ())
 
 
 def open_taskonomy(root: Path, data: DataPart) -> TaskonomyDataset:
