@@ -120,6 +120,8 @@ class Planner:
     @cached_property
     def dataset(self) -> Dataset | None:
         """The data, if it is there."""
+        if self.recipe.data is None:
+            return None
         return self.attempt(lambda: open_dataset(self.loaded))
 
     @cached_property
@@ -207,12 +209,11 @@ class Planner:
         if images is None:
             return "it would be trained"
         head, full = (
-            many(steps_of(phase.epochs, images, train.batch), "step")
-            for phase in (train.head, train.full)
+            steps_of(phase.epochs, images, train.batch) for phase in (train.head, train.full)
         )
         return (
-            f"it would be trained on {many(images, 'image')} with labels, in {head} of the head "
-            f"and {full} of all weights"
+            f"it would be trained on {many(images, 'image')} with labels, in "
+            f"{many(head, 'step')} of the head and {full} of all weights"
         )
 
     def data(self) -> Iterator[str]:
@@ -423,7 +424,7 @@ def many(count: int, what: str) -> str:
 
 def millions(count: int) -> str:
     """Show a number of parameters."""
-    return f"{count / 1e6:.2f} million parameters"
+    return f"{count} parameters" if count < 1e6 else f"{count / 1e6:.3g} million parameters"
 
 
 def macs(count: int) -> str:

@@ -22,11 +22,11 @@ def run(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def workplace(rooms_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose depth expert is missing; the select split stands in for training images."""
+    """A recipe whose depth expert is missing; `realign` stands in for training images."""
     folder = tmp_path_factory.mktemp("train")
     content = yaml.safe_load((SAMPLE / "rooms.yaml").read_text())
     content["base"] = str(SAMPLE / "base.safetensors")
-    content["data"]["train"] = "test"
+    content["data"]["train"] = "realign"
     content["tasks"] = {"depth": content["tasks"]["depth"]}
     del content["tasks"]["depth"]["expert"]
     phases = {"head": {"epochs": 2, "lr": 1e-3}, "full": {"epochs": 1, "lr": 1e-4}}
