@@ -30,7 +30,7 @@ from simo_build.sample import read_sample, stored_form
 from simo_build.size import Sizes, sizes_of
 from simo_build.splits import names_of, overlaps
 from simo_build.stages import Result, Stages, key_of
-from simo_build.steps import AnyStep, HeadStep
+from simo_build.steps import AnyStep, CalibrateStep, HeadStep, JointStep
 from simo_build.train import expert_path
 from simo_build.workshop import Workshop, missing_expert
 from simo_export.bundle import check_folder
@@ -297,20 +297,33 @@ class Planner:
             yield f"  {step.step}: {self._step(step)}"
 
     def _step(self, step: AnyStep) -> str:
+        if isinstance(step, CalibrateStep):
+            by = f"chosen by {self.images('select')} of select, " if step.choose else ""
+            return f"the encoder, {by}on {step.images} images of realign, without labels"
         mirrored = " and their mirror images" if step.flip else ""
         labelled = isinstance(step, HeadStep) or step.labels
         seen = f"{self.images('realign')} of realign{mirrored}, {_with(labelled)} labels"
-        by = isinstance(step, HeadStep) or step.by == "select"
-        best = f"the best epoch by {self.images('select')} of select, {_with(by)} labels"
+        if isinstance(step, JointStep):
+            seen += f", {step.views} views of each" if step.views > 1 else ""
+            seen += f"; {self.images('unlabelled')} of unlabelled" if step.unlabelled else ""
+        by_select = isinstance(step, HeadStep) or step.by == "select"
+        best = f"the best epoch by {self.images('select')} of select, {_with(by_select)} labels"
         heads = many(len(self.recipe.tasks), "head")
         what = f"{heads}, each" if isinstance(step, HeadStep) else f"the encoder and {heads},"
         return f"{what} {self._steps(step)} in {many(step.epochs, 'epoch')} on {seen}; {best}"
 
-    def _steps(self, step: AnyStep) -> str:
+    def _steps(self, step: HeadStep | JointStep) -> str:
         if "realign" not in self.counts:
             return "an unknown number of steps"
-        images = self.counts["realign"] * (2 if step.flip else 1)
-        return many(steps_of(step.epochs, images, step.batch), "step")
+        return many(steps_of(step.epochs, self._learnt_from(step), step.batch), "step")
+
+    def _learnt_from(self, step: HeadStep | JointStep) -> int:
+        """Count the images of an epoch, with their views and mirror images."""
+        count = self.counts["realign"]
+        if isinstance(step, JointStep):
+            more = self.counts.get("unlabelled", 0) if step.unlabelled else 0
+            count = step.views * (count + more)
+        return count * (2 if step.flip else 1)
 
     def exporting(self) -> Iterator[str]:
         count = min(self.recipe.gate.images, self.counts.get("select", self.recipe.gate.images))
@@ -387,9 +400,9 @@ class Planner:
         """Give every large array of re-alignment and choice, with its bytes."""
         recipe, sizes = self.recipe, self.sizes
         pixels = recipe.image.size[0] * recipe.image.size[1]
-        mirrors = any(step.flip for step in recipe.realign)
-        for role, copies in (("realign", 3 if mirrors else 1), ("select", 1)):
-            count = copies * self.counts[role]
+        learners = [step for step in recipe.realign if isinstance(step, HeadStep | JointStep)]
+        most = max((self._learnt_from(step) for step in learners), default=0)
+        for count in (self.counts["realign"] + most, self.counts["select"]):
             yield "images and truths", 3 * pixels * count
             for part in recipe.tasks.values():
                 shape, dtype = stored_form(part.kind, (count, *recipe.image.size))
@@ -399,11 +412,14 @@ class Planner:
         for count in (both * self.counts["realign"] if heads else 0, self.counts["select"]):
             for _ in recipe.encoder.taps:
                 yield "features", 4 * count * sizes.tokens * sizes.width
+        taps = len(recipe.encoder.taps) * len(recipe.tasks)
         for step in recipe.realign:
-            if not isinstance(step, HeadStep):
-                count = (2 if step.flip else 1) * self.counts["realign"]
-                taps = len(recipe.encoder.taps) * len(recipe.tasks)
-                yield "the experts' features", 2 * count * taps * sizes.tokens * sizes.width
+            if isinstance(step, JointStep):
+                tokens = self._learnt_from(step) * sizes.tokens
+                yield "the experts' features", 2 * taps * tokens * sizes.width
+            elif isinstance(step, CalibrateStep):
+                tokens = step.images * sizes.tokens
+                yield "tokens", 4 * (len(recipe.tasks) + 1) * tokens * sizes.width
 
 
 def _product(shape: Sequence[int]) -> int:

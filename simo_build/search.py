@@ -107,7 +107,9 @@ class Study:
 
     def tried(self, trial: Trial) -> Tried:
         """Give what the best trial of a phase gave."""
-        outcome = Outcome(epoch=trial.epoch, metric=trial.score, history=trial.history)
+        outcome = Outcome(
+            epoch=trial.epoch, metric=trial.score, history=trial.history, updates=trial.updates
+        )
         return Tried(self.ledger.weights(trial), outcome, trial.metrics)
 
     def _best(self, trials: Sequence[Trial]) -> Trial | None:

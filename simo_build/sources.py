@@ -12,8 +12,10 @@ from pydantic import (
 
 from simo_build.parts import Part, Seed
 
-# What splits serve: to train experts, to re-align, to choose, and to measure in the end.
-ROLES = ("train", "realign", "select", "test")
+# What splits serve: to train experts, to re-align, to choose, to re-align without truths, and to
+# measure in the end.
+ROLES = ("train", "realign", "select", "unlabelled", "test")
+LEARNING = ROLES[:-1]  # those that something is learnt or chosen from
 # Kinds whose truth is the image itself, so that no file holds it.
 UNTARGETED = frozenset({"autoencoding"})
 # Keys of `target` that mean something for some kinds only.
@@ -76,7 +78,7 @@ class DataPart(Part):
 
     @model_validator(mode="after")
     def _test_is_apart(self) -> "DataPart":
-        for role in ROLES[:-1]:
+        for role in LEARNING:
             if getattr(self, role) == self.test:
                 raise ValueError(
                     f"{role}: is {self.test!r}, which `test` names too; "

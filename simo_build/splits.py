@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from simo_build.formats import Dataset
 from simo_build.recipe import TaskPart
-from simo_build.sources import ROLES, DataPart
+from simo_build.sources import LEARNING, ROLES, DataPart
 from simo_runtime.errors import DataError, UnknownNameError, listing
 
 
@@ -24,7 +24,7 @@ def check_apart(dataset: Dataset, data: DataPart) -> None:
     """Refuse a split to learn or choose from that has images of the test split."""
     every = _there(dataset, data)
     test = set(every.get("test", ()))
-    for role in ROLES[:-1]:
+    for role in LEARNING:
         if shared := [name for name in every.get(role, ()) if name in test]:
             raise DataError(
                 f"{dataset.root}: {_images(len(shared))} of the split {getattr(data, role)!r} "
@@ -70,6 +70,8 @@ def _there(dataset: Dataset, data: DataPart) -> dict[str, Sequence[str]]:
     """Name the images by role; a split that is not there has none until somebody asks for it."""
     found: dict[str, Sequence[str]] = {}
     for role in ROLES:
+        if getattr(data, role) is None:  # `unlabelled`, if there are none
+            continue
         try:
             found[role] = dataset.ids(getattr(data, role))
         except (DataError, UnknownNameError):

@@ -24,6 +24,7 @@ class Trial:
     ended: Literal["complete", "pruned", "failed"]  # failed: a loss or score that is no number
     history: tuple[float, ...] = ()  # the score where it begins and after every epoch
     epoch: int = 0  # the best, if complete
+    updates: int = 0  # the optimiser's steps
     metrics: Mapping[str, float]  # of that epoch, by task
 
     @property

@@ -8,6 +8,7 @@ seeds: images are drawn again, the seeds are not. Stages are kept, so that a kil
 where it was, and `--only` lets several processes share the rows.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Any, Literal
 import click
 import numpy as np
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from simo_build.build import realign
+from simo_build.checkpoints import read_metadata
 from simo_build.cli import data_option, experts_option, polite, recipe_option
-from simo_build.costs import counted, together
+from simo_build.costs import Cost, counted, together
 from simo_build.gauge import Gauge, Model
 from simo_build.intervals import Bootstrap, Measured
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import check_recipe, merge
+from simo_build.multitask import read_multitask, train_multitask
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart
@@ -41,14 +44,26 @@ Row = dict[str, Any]
 
 
 class Entry(Part):
-    """A row: what is merged, how it is re-aligned, with how many seeds."""
+    """A row: what is merged, how it is re-aligned, with how many seeds.
+
+    `start: base` re-aligns the base itself. `joint` is one encoder that was trained together with
+    all heads on the labels of a split, which nothing is merged for.
+    """
 
     name: str
     start: Literal["merged", "base"] = "merged"
+    joint: Literal["train", "realign"] | None = None
     merge: MergePart | None = None  # by default the recipe's
     realign: tuple[Step, ...] = ()
     seeds: Positive = 1
     against: tuple[str, ...] = ()  # rows that it is compared with
+
+    @model_validator(mode="after")
+    def _joint_is_alone(self) -> "Entry":
+        others = self.model_fields_set & {"start", "merge", "realign", "seeds"}
+        if self.joint is not None and others:
+            raise ValueError(f"{min(others)} has no meaning beside joint")
+        return self
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -78,6 +93,8 @@ def chosen(entries: Sequence[Entry], only: Sequence[str], path: Path) -> list[En
 
 def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
     """Merge and re-align as a row says; the seed is that of all its steps."""
+    if entry.joint is not None:
+        return trained_jointly(work, entry.joint)
     steps = tuple(step.model_copy(update={"seed": seed}) for step in entry.realign)
     parts: dict[str, Any] = {"realign": steps}
     if entry.merge is not None:
@@ -88,6 +105,20 @@ def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
             return realigned(work, "base", base_result(work), base_realigned(work))
         merged = merge(work)
         return realigned(work, "merged", merged, realign(work, merged))
+
+
+def trained_jointly(work: Workshop, role: Literal["train", "realign"]) -> Model:
+    """Give the model of joint training, trained now unless it is there."""
+    path = train_multitask(work.loaded, role, work.stages.progress)
+    encoder, heads = read_multitask(work, path)
+    about = json.loads(read_metadata(path)["simo"])
+    cost = Cost(
+        stage="joint training",
+        images=about["images"],
+        labels=about["labels"],
+        steps=about["steps"],
+    )
+    return Model(name="joint training", encoder=encoder, heads=heads, costs=(cost,))
 
 
 @dataclass
@@ -114,6 +145,7 @@ class Table:
                 "row": entry.name,
                 "merge": entry.merge and entry.merge.model_dump(mode="json", exclude_unset=True),
                 "start": entry.start,
+                "joint": entry.joint,
                 "realign": [
                     step.model_dump(mode="json", exclude_unset=True) for step in entry.realign
                 ],

@@ -53,10 +53,10 @@ class DptHead(Head):
         self.trunk = Trunk(sizes, shape.geometry.grid)
         layers = _of_values if self.kind.positive else _of_classes
         self.layers = layers(sizes.channels)
-        self.last = nn.Conv2d(NARROW if self.kind.positive else sizes.channels, spec.channels, 1)
-        nn.init.normal_(self.last.weight, std=0.01)
-        assert self.last.bias is not None
-        nn.init.constant_(self.last.bias, self.kind.start)
+        self.final = nn.Conv2d(NARROW if self.kind.positive else sizes.channels, spec.channels, 1)
+        nn.init.normal_(self.final.weight, std=0.01)
+        assert self.final.bias is not None
+        nn.init.constant_(self.final.bias, self.kind.start)
 
     @property
     def scale(self) -> int:
@@ -65,7 +65,7 @@ class DptHead(Head):
 
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
         levels = [read(tap) for read, tap in zip(self.readouts, taps, strict=True)]
-        coarse_BKhw = self.last(self.layers(self.trunk(levels)))
+        coarse_BKhw = self.final(self.layers(self.trunk(levels)))
         return to_image(
             coarse_BKhw, self.shape.geometry, positive=self.kind.positive, scale=self.scale
         )
@@ -74,7 +74,7 @@ class DptHead(Head):
         return PlainDptHead(
             [read.folded() for read in self.readouts],  # type: ignore[operator]  # a ModuleList forgets what it holds
             deepcopy(self.trunk),  # it holds nothing but plain weights
-            plain_layers([*self.layers, self.last]),
+            plain_layers([*self.layers, self.final]),
             geometry=self.shape.geometry,
             positive=self.kind.positive,
             scale=self.scale,
@@ -177,7 +177,8 @@ class Residual(nn.Module):
         self.second = _square(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x.relu()).relu())
+        change: Tensor = self.second(self.first(x.relu()).relu())
+        return x + change
 
 
 class SeededDropout(nn.Dropout):
