@@ -4,15 +4,18 @@ A control says what a part of the method is worth: it is the same recipe without
 the simplest thing in its place. To add one: a function in CONTROLS, from the workshop to its model.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from simo_build.build import realign
-from simo_build.costs import of_merge, of_realign
+from simo_build.checkpoints import METADATA, read_metadata
+from simo_build.costs import Cost, of_merge, of_realign
 from simo_build.gauge import Model
 from simo_build.merging import merge
+from simo_build.multitask import read_multitask, train_multitask
 from simo_build.realign import run_steps, shared_encoder
 from simo_build.recipe import MergePart, Recipe
 from simo_build.stages import Result
@@ -110,11 +113,32 @@ def merged_with_heads(work: Workshop) -> Model | None:
         return realigned(work, "merged", merged, realign(work, merged))
 
 
+def jointly(role: str) -> Callable[[Workshop], Model]:
+    """Train one encoder and all heads together on the labels of a split: no merging at all."""
+
+    def control(work: Workshop) -> Model:
+        path = train_multitask(work.loaded, role, work.stages.progress)
+        encoder, heads = read_multitask(work, path)
+        about = json.loads(read_metadata(path)[METADATA])
+        used = (
+            {role: about[what], "select": about[f"select_{what}"]} for what in ("images", "labels")
+        )
+        images, labels = used
+        steps = sum(about["steps"]["heads"].values()) + about["steps"]["all"]
+        cost = Cost(stage=f"joint, {role}", images=images, labels=labels, steps=steps)
+        name = f"joint training on {role}"
+        return Model(name=name, encoder=encoder, heads=heads, costs=(cost,))
+
+    return control
+
+
 # A control gives None where it is another row already.
 CONTROLS: tuple[Callable[[Workshop], Model | None], ...] = (
     base_with_heads,
     average_with_heads,
     merged_with_heads,
+    jointly("realign"),
+    jointly("train"),
 )
 
 

@@ -8,7 +8,6 @@ seeds: images are drawn again, the seeds are not. Stages are kept, so that a kil
 where it was, and `--only` lets several processes share the rows.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,19 +19,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from simo_build.build import realign
-from simo_build.checkpoints import read_metadata
 from simo_build.cli import data_option, experts_option, polite, recipe_option
-from simo_build.costs import Cost, counted, together
+from simo_build.costs import counted, together
 from simo_build.gauge import Gauge, Model
 from simo_build.intervals import Bootstrap, Measured
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import check_recipe, merge
-from simo_build.multitask import read_multitask, train_multitask
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart
 from simo_build.report import described, write_json
-from simo_build.rows import base_realigned, base_result, changed, realigned
+from simo_build.rows import base_realigned, base_result, changed, jointly, realigned
 from simo_build.stages import Stages
 from simo_build.steps import Step
 from simo_build.workshop import Workshop
@@ -94,7 +91,7 @@ def chosen(entries: Sequence[Entry], only: Sequence[str], path: Path) -> list[En
 def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
     """Merge and re-align as a row says; the seed is that of all its steps."""
     if entry.joint is not None:
-        return trained_jointly(work, entry.joint)
+        return jointly(entry.joint)(work)
     steps = tuple(step.model_copy(update={"seed": seed}) for step in entry.realign)
     parts: dict[str, Any] = {"realign": steps}
     if entry.merge is not None:
@@ -105,20 +102,6 @@ def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
             return realigned(work, "base", base_result(work), base_realigned(work))
         merged = merge(work)
         return realigned(work, "merged", merged, realign(work, merged))
-
-
-def trained_jointly(work: Workshop, role: Literal["train", "realign"]) -> Model:
-    """Give the model of joint training, trained now unless it is there."""
-    path = train_multitask(work.loaded, role, work.stages.progress)
-    encoder, heads = read_multitask(work, path)
-    about = json.loads(read_metadata(path)["simo"])
-    cost = Cost(
-        stage="joint training",
-        images=about["images"],
-        labels=about["labels"],
-        steps=about["steps"],
-    )
-    return Model(name="joint training", encoder=encoder, heads=heads, costs=(cost,))
 
 
 @dataclass
