@@ -538,6 +538,8 @@ def test_a_disk_that_is_full_is_told_and_leaves_nothing(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("simo_build.checkpoints.save_file", full)
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be written, it needs .*No space"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors: cannot be written, it needs .*No space"
+    ):
         write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""The study of ways of re-alignment: its list of rows, and what it says of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simo_bench.realignments import ROWS_FILE, chosen, read_entries, run, table_of
+from simo_build.loading import load_recipe
+from simo_build.progress import Silent
+from simo_runtime.errors import SimoError
+from tests.tiny import SPLITS, write_recipe, write_workplace
+
+QUICK = {"epochs": 1, "lr": 1e-3, "batch": 3}
+ROWS: list[dict[str, Any]] = [
+    {"name": "alone", "merge": {"params": {"alpha": 0.5}}},
+    {"name": "base", "start": "base", "realign": [{"step": "head", **QUICK}]},
+    {
+        "name": "taught",
+        "merge": {"params": {"alpha": 0.5}},
+        "realign": [{"step": "distill", **QUICK}],
+        "seeds": 2,
+        "against": ["alone"],
+    },
+    {"name": "joint", "joint": "realign"},
+]
+
+
+def written(folder: Path, rows: object) -> Path:
+    path = folder / "rows.yaml"
+    path.write_text(yaml.safe_dump(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_workplace(folder)
+    phases = {"batch": 3, "head": {"epochs": 1, "lr": 1e-3}, "full": {"epochs": 1, "lr": 1e-3}}
+    loaded = load_recipe(str(write_recipe(folder, train=phases)), experts=folder / "experts")
+    entries = read_entries(written(folder, ROWS))
+    return run(loaded, entries, entries, "test", folder / ".stages", progress=Silent())
+
+
+def test_every_row_is_measured_on_the_split_that_was_asked_for(found: dict[str, Any]) -> None:
+    assert [row["row"] for row in found["rows"]] == [row["name"] for row in ROWS]
+    assert (found["split"], found["images"]) == ("test", SPLITS["test"])
+
+
+def test_a_row_is_the_mean_of_its_seeds(found: dict[str, Any]) -> None:
+    row = found["rows"][2]
+    scores = [seed["normalised_performance"] for seed in row["seeds"]]
+    assert len(set(scores)) == 2  # other seeds, other batches
+    assert row["normalised_performance"] == pytest.approx(sum(scores) / 2)
+    low, high = row["interval"]["normalised_performance"]
+    assert low <= row["normalised_performance"] <= high
+
+
+def test_rows_say_which_images_and_labels_they_have_seen(found: dict[str, Any]) -> None:
+    both = {"realign": SPLITS["realign"], "select": SPLITS["select"]}
+    alone, base, taught, joint = found["rows"]
+    assert alone["images"] == alone["labels"] == {}
+    assert base["images"] == base["labels"] == both
+    assert (taught["images"], taught["labels"]) == (both, {"select": SPLITS["select"]})
+    assert joint["images"] == joint["labels"] == both
+    assert taught["steps"] == 4  # 6 images and their mirror images in batches of 3
+
+
+def test_a_comparison_is_the_difference_of_two_rows(found: dict[str, Any]) -> None:
+    (one,) = found["comparisons"]
+    alone, _, taught, _ = (row["normalised_performance"] for row in found["rows"])
+    assert (one["row"], one["against"]) == ("taught", "alone")
+    assert one["normalised_performance"] == pytest.approx(taught - alone)
+
+
+def test_the_table_has_a_line_for_every_row(found: dict[str, Any]) -> None:
+    lines = table_of(found).splitlines()
+    assert len(lines) == 2 + len(ROWS)
+    assert lines[4].startswith("| taught | 6 realign, 3 select | 3 select | 4 |")
+
+
+def test_the_list_that_comes_with_the_project_can_be_read() -> None:
+    assert len(read_entries(ROWS_FILE)) > 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"name": "a"}, {"name": "a"}], "'a' stands twice"),
+        ([{"name": "abc", "against": ["abd"]}], "abd.*did you mean 'abc'"),
+        ([{"name": "a", "joint": "train", "seeds": 2}], "seeds has no meaning beside joint"),
+        ([{"name": "a", "joint": "test"}], "joint"),
+        ([{"nam": "a"}], "nam"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(tmp_path: Path, rows: object, told: str) -> None:
+    with pytest.raises(SimoError, match=told):
+        read_entries(written(tmp_path, rows))
+
+
+def test_rows_are_asked_for_by_name(tmp_path: Path) -> None:
+    entries = read_entries(written(tmp_path, ROWS))
+    assert [one.name for one in chosen(entries, ["joint"], tmp_path)] == ["joint"]
+    assert chosen(entries, [], tmp_path) == entries
+    with pytest.raises(SimoError, match="did you mean 'joint'"):
+        chosen(entries, ["jount"], tmp_path)
