@@ -177,7 +177,8 @@ class Residual(nn.Module):
         self.second = _square(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x.relu()).relu())
+        change: Tensor = self.second(self.first(x.relu()).relu())
+        return x + change
 
 
 class SeededDropout(nn.Dropout):
