@@ -44,6 +44,9 @@ def bundle(found: dict[str, Any], place: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(place / "out" / "tiny", tmp_path / "tiny"))
 
 
+JOINT = ["joint training on realign", "joint training on train"]
+
+
 def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["row"]: row for row in found["rows"]}
 
@@ -59,7 +62,16 @@ def test_every_stage_and_control_has_a_row(found: dict[str, Any]) -> None:
         "base + re-aligned heads",
         "average + re-aligned heads",
         "merged + re-aligned heads",
+        *JOINT,
     ]
+
+
+def test_joint_training_says_what_it_learnt_from(found: dict[str, Any]) -> None:
+    for role, name in zip(("realign", "train"), JOINT, strict=True):
+        row = rows(found)[name]
+        used = {role: SPLITS[role], "select": SPLITS["select"]}
+        assert row["images"] == row["labels"] == used
+        assert row["steps"] > 0
 
 
 def test_the_document_can_be_read_back(found: dict[str, Any], tmp_path: Path) -> None:
@@ -134,16 +146,18 @@ def test_the_table_has_every_row_and_its_intervals(found: dict[str, Any]) -> Non
 def test_a_control_that_is_the_recipe_itself_is_left_out(place: Path) -> None:
     merging = {"method": "average"}
     work = opened(write_recipe(place, merge=merging, realign=[HEAD]))
-    assert list(controls(work)) == []
+    assert [model.name for model in controls(work)] == JOINT
     work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=[HEAD]))
-    assert [model.name for model in controls(work)] == ["average + re-aligned heads"]
-    assert len(CONTROLS) >= 3
+    assert [model.name for model in controls(work)] == [
+        "average + re-aligned heads",
+        *JOINT,
+    ]
 
 
 def test_controls_leave_the_recipe_as_it_was(place: Path) -> None:
     work = opened(write_recipe(place, realign=[DISTILL]))
     before = work.loaded
-    assert len(list(controls(work))) == 3
+    assert len(list(controls(work))) == len(CONTROLS)
     assert work.loaded is before
 
 

@@ -171,7 +171,7 @@ class Paper:
 
     def values(self, joined: Tensor) -> Tensor:
         narrow = self.conv(self.doubled(self.conv(joined, "layers.0")), "layers.2").relu()
-        return self.conv(narrow, "last").relu()
+        return self.conv(narrow, "final").relu()
 
     def classes(self, joined: Tensor) -> Tensor:
         mean, variance, weight, bias = (
@@ -179,7 +179,7 @@ class Paper:
             for name in ("running_mean", "running_var", "weight", "bias")
         )
         normed = F.batch_norm(self.conv(joined, "layers.0"), mean, variance, weight, bias)
-        return self.conv(normed.relu(), "last")
+        return self.conv(normed.relu(), "final")
 
 
 def test_a_graph_gives_what_pytorch_gives_at_an_odd_grid() -> None:
