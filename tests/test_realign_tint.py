@@ -10,16 +10,17 @@ from torch.testing import assert_close
 
 from simo_build import workshop
 from simo_build.build import realign
-from simo_build.heads import HEADS, Head, make_head
+from simo_build.heads import HEADS, FeatureShape, Head, make_head
 from simo_build.learned.scaled import layer_of
 from simo_build.losses import TORCH_KINDS
 from simo_build.merging import merge
+from simo_build.realign import joint
 from simo_build.realign.joint import by_output
 from simo_build.realign.tint import trained
 from simo_build.stages import Result
 from simo_build.statedict import part, subtract
-from simo_build.train import feature_shape
 from simo_build.workshop import Workshop, split_heads
+from simo_export.geometry import Geometry
 from simo_runtime.errors import RecipeError
 from simo_runtime.tasks import TaskSpec
 from tests.tiny import opened, write_recipe, write_workplace
@@ -145,7 +146,8 @@ def lesson(targets: str, student: Tensor, teacher: Tensor) -> float:
     return float(term([], student, torch.tensor([0])))
 
 
-def test_targets_by_hand() -> None:
+def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "THIN", 1)  # both pixels count
     # the first pixel: both name the first class; the second: the student is surer of another one
     student, teacher = logits([1.0, 0.0], [3.0, 0.0]), logits([2.0, 0.0], [0.0, 1.0])
     kinds = torch.nn.functional
@@ -189,26 +191,29 @@ def test_a_tint_that_cannot_be_is_refused(place: Path, step: dict[str, Any], tol
 # The last layer of a head
 
 
-def made(place: Path, name: str) -> Head:
-    work = opened(write_recipe(place))
+SHAPE = FeatureShape(
+    geometry=Geometry(image_size=(32, 48), patch=(16, 16)), taps=4, width=8, prefix=1
+)
+
+
+def made(name: str) -> Head:
     spec = TaskSpec(name="depth", kind="depth", channels=1, metric="absolute_error")
-    return make_head(name, spec, feature_shape(work.encoder), seed=0).eval()
+    return make_head(name, spec, SHAPE, seed=0).eval()
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_the_last_layer_of_every_head_is_the_last_one_that_runs(place: Path, name: str) -> None:
-    head, ran = made(place, name), list[nn.Module]()
+def test_the_last_layer_of_every_head_is_the_last_one_that_runs(name: str) -> None:
+    head, ran = made(name), list[nn.Module]()
     for module in head.modules():
         if any(True for _ in module.parameters(recurse=False)):
             module.register_forward_hook(lambda module, *_: ran.append(module))
-    work = opened(write_recipe(place))
-    head([torch.zeros(1, 7, work.encoder.width)] * 2)
+    head([torch.zeros(1, 7, SHAPE.width)] * 4)
     assert head.last() is ran[-1]
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_the_last_layer_alone_is_trained(place: Path, name: str) -> None:
-    head = made(place, name)
+def test_the_last_layer_alone_is_trained(name: str) -> None:
+    head = made(name)
     trained(head, "last")
     asked = {id(one) for one in head.parameters() if one.requires_grad}
     assert asked == {id(one) for one in head.last().parameters()}
