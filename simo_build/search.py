@@ -166,7 +166,13 @@ class Study:
             self.progress.say(str(error))
             return replace(trial, history=tuple(history)), None
         one = tried.outcome
-        trial = replace(trial, history=one.history, epoch=one.epoch, metrics=dict(tried.metrics))
+        trial = replace(
+            trial,
+            history=one.history,
+            epoch=one.epoch,
+            updates=one.updates,
+            metrics=dict(tried.metrics),
+        )
         if not isfinite(one.metric):
             return trial, None
         return replace(trial, ended="complete"), tried.weights
