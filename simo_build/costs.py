@@ -39,7 +39,6 @@ def of_expert(expert: Expert) -> Cost:
         images=images,
         labels=images,
         steps=_total(phase.get("updates") for phase in phases) if phases else None,
-        seconds=about.get("seconds"),
     )
 
 

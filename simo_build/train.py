@@ -1,7 +1,6 @@
 """Train an expert as the paper does: the head on the frozen encoder, then both together."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -117,14 +116,12 @@ def train_expert(
         for role in ("train", "select")
     }
     model = TaskModel(encoder, head).to(device())
-    began = time.perf_counter()
     room = Training(loaded, spec, model, samples, states, progress, scalars)
     phases = {"head": _train_head(room), "full": _train_all(room)}
     about = description(recipe, task, base_hash) | {
         "key": key,
         "select": {name: _plain(outcome) for name, outcome in phases.items()},
         "images": {role: len(split) for role, split in samples.items()},
-        "seconds": round(time.perf_counter() - began, 3),  # its hash is of the weights alone
     }
     if workers().main:
         write_expert(

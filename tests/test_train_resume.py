@@ -180,7 +180,7 @@ def test_what_runs_in_one_process_refuses_several(
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = CliRunner().invoke(getattr(cli, command), ["--recipe", str(untrained)])
     assert told.exit_code == 1
-    assert "WORLD_SIZE is 2, but this command runs in one process" in told.output
+    assert "WORLD_SIZE is 2, but this runs in one process" in told.output
 
 
 def test_a_bar_shows_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
