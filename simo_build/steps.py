@@ -108,9 +108,10 @@ class RepresentationStep(JointStep):
     weight_decay: Weight = 0.0
 
 
-# The parameters of every method of calibration, with the values that papers or `merge` give them.
+# The parameters of every method of calibration, with the values that papers or `merge` give them;
+# but for the ridge, 0.05 in the paper, which was chosen on the select split of NYUv2.
 CALIBRATIONS: dict[str, dict[str, float]] = {
-    "featcal": {"alpha": 0.3, "rho": 2.0, "ridge": 0.05},
+    "featcal": {"alpha": 0.3, "rho": 2.0, "ridge": 0.2},
     "regmean": {"alpha": 1.0, "off_diagonal": 0.9},
     "lot": {"alpha": 1.0, "rcond": 1e-6},
 }
