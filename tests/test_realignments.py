@@ -23,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
         "seeds": 2,
         "against": ["alone"],
     },
-    {"name": "joint", "joint": "realign"},
+    {"name": "joint", "joint": "realign", "epochs": 2, "seeds": 2},
 ]
 
 
@@ -67,6 +67,13 @@ def test_rows_say_which_images_and_labels_they_have_seen(found: dict[str, Any]) 
     assert taught["steps"] == 4  # 6 images and their mirror images in batches of 3
 
 
+def test_joint_training_has_seeds_and_a_length_of_its_own(found: dict[str, Any]) -> None:
+    joint = found["rows"][3]
+    assert len({seed["normalised_performance"] for seed in joint["seeds"]}) == 2
+    heads, together = 2 * 2, 2 * 2  # two batches: of two heads once, of all together twice
+    assert joint["steps"] == heads + together
+
+
 def test_a_comparison_is_the_difference_of_two_rows(found: dict[str, Any]) -> None:
     (one,) = found["comparisons"]
     alone, _, taught, _ = (row["normalised_performance"] for row in found["rows"])
@@ -89,7 +96,8 @@ def test_the_list_that_comes_with_the_project_can_be_read() -> None:
     [
         ([{"name": "a"}, {"name": "a"}], "'a' stands twice"),
         ([{"name": "abc", "against": ["abd"]}], "abd.*did you mean 'abc'"),
-        ([{"name": "a", "joint": "train", "seeds": 2}], "seeds has no meaning beside joint"),
+        ([{"name": "a", "joint": "train", "start": "base"}], "start has no meaning beside joint"),
+        ([{"name": "a", "epochs": 2}], "epochs is how long joint training takes"),
         ([{"name": "a", "joint": "test"}], "joint"),
         ([{"nam": "a"}], "nam"),
     ],

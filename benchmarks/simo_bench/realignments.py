@@ -27,7 +27,7 @@ from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import check_recipe, merge
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
-from simo_build.recipe import MergePart
+from simo_build.recipe import MergePart, TrainPart
 from simo_build.report import described, write_json
 from simo_build.rows import base_realigned, base_result, changed, jointly, realigned
 from simo_build.stages import Stages
@@ -44,12 +44,14 @@ class Entry(Part):
     """A row: what is merged, how it is re-aligned, with how many seeds.
 
     `start: base` re-aligns the base itself. `joint` is one encoder that was trained together with
-    all heads on the labels of a split, which nothing is merged for.
+    all heads on the labels of a split, which nothing is merged for; `epochs` is then how long, if
+    not as long as the recipe says.
     """
 
     name: str
     start: Literal["merged", "base"] = "merged"
     joint: Literal["train", "realign"] | None = None
+    epochs: Positive | None = None
     merge: MergePart | None = None  # by default the recipe's
     realign: tuple[Step, ...] = ()
     seeds: Positive = 1
@@ -57,9 +59,11 @@ class Entry(Part):
 
     @model_validator(mode="after")
     def _joint_is_alone(self) -> "Entry":
-        others = self.model_fields_set & {"start", "merge", "realign", "seeds"}
+        others = self.model_fields_set & {"start", "merge", "realign"}
         if self.joint is not None and others:
             raise ValueError(f"{min(others)} has no meaning beside joint")
+        if self.joint is None and self.epochs is not None:
+            raise ValueError("epochs is how long joint training takes; a step has its own")
         return self
 
 
@@ -91,7 +95,8 @@ def chosen(entries: Sequence[Entry], only: Sequence[str], path: Path) -> list[En
 def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
     """Merge and re-align as a row says; the seed is that of all its steps."""
     if entry.joint is not None:
-        return jointly(entry.joint)(work)
+        with changed(work, train=trained(work.recipe.train, entry.epochs, seed)):
+            return jointly(entry.joint)(work)
     steps = tuple(step.model_copy(update={"seed": seed}) for step in entry.realign)
     parts: dict[str, Any] = {"realign": steps}
     if entry.merge is not None:
@@ -102,6 +107,12 @@ def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
             return realigned(work, "base", base_result(work), base_realigned(work))
         merged = merge(work)
         return realigned(work, "merged", merged, realign(work, merged))
+
+
+def trained(train: TrainPart, epochs: int | None, seed: int) -> TrainPart:
+    """Give the settings of a joint training: the recipe's own for the first seed and no epochs."""
+    joint = train.joint.model_copy(update={"epochs": epochs} if epochs else {})
+    return train.model_copy(update={"seed": train.seed + seed, "joint": joint})
 
 
 @dataclass
@@ -129,6 +140,7 @@ class Table:
                 "merge": entry.merge and entry.merge.model_dump(mode="json", exclude_unset=True),
                 "start": entry.start,
                 "joint": entry.joint,
+                "epochs": entry.epochs,
                 "realign": [
                     step.model_dump(mode="json", exclude_unset=True) for step in entry.realign
                 ],
