@@ -20,11 +20,11 @@ import pytest
 from record_api import faults, pruned, sources, uses
 from simo_engines.availability import why_not
 from simo_engines.engine import build_engine, find_engine, write_whole
-from simo_engines.key import BatchRange, EngineSpec, default_root, engine_key, engine_path
-from simo_engines.key import engine_spec as spec_of
-from simo_engines.machine import Gpu, find_gpu
 from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, sha256_of
+from simo_runtime.engines import BatchRange, EngineSpec, default_root, engine_key, engine_path
+from simo_runtime.engines import engine_spec as spec_of
 from simo_runtime.errors import BackendError, UnknownNameError
+from simo_runtime.gpu import Gpu, find_gpu
 from simo_runtime.tasks import TaskSpec
 
 TABLE = json.loads((Path(__file__).parent / "tensorrt-api.json").read_text(encoding="utf-8"))
@@ -220,7 +220,7 @@ def test_a_tensorrt_that_is_too_old_is_refused(
 
 
 def test_tensorrt_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch, tensorrt: Any) -> None:
-    monkeypatch.setattr("simo_engines.machine.LIBRARY", "there-is-no-such-library.so")
+    monkeypatch.setattr("simo_runtime.gpu.LIBRARY", "there-is-no-such-library.so")
     assert (why_not() or "").startswith("there is no NVIDIA driver here")
 
 
@@ -614,7 +614,7 @@ def test_no_object_of_tensorrt_hides_behind_any() -> None:
 
 
 def test_importing_the_package_does_not_import_tensorrt() -> None:
-    modules = ("availability", "engine", "key", "machine")
+    modules = ("availability", "engine")
     code = f"import sys; from simo_engines import {', '.join(modules)}; print(*sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code],

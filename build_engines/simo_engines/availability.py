@@ -1,7 +1,7 @@
 """Whether TensorRT can be used on this machine, and if not, what is missing."""
 
-from simo_engines.machine import find_gpu
 from simo_runtime.errors import BackendError
+from simo_runtime.gpu import find_gpu
 
 OLDEST = 10  # the first with every call of plan.py
 INSTALL = "pip install 'simo-runtime[tensorrt]', on a machine with an NVIDIA GPU and its driver"

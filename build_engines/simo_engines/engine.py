@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from simo_engines.availability import tensorrt_version, why_not
-from simo_engines.key import BatchRange, default_root, engine_path, engine_spec
-from simo_engines.machine import find_gpu
 from simo_runtime.bundle import Bundle
+from simo_runtime.engines import BatchRange, default_root, engine_path, engine_spec
 from simo_runtime.errors import BackendError
+from simo_runtime.gpu import find_gpu
 
 
 def build_engine(

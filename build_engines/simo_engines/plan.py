@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tensorrt as trt
 
-from simo_engines.key import BatchRange
+from simo_runtime.engines import BatchRange
 from simo_runtime.errors import BackendError, listing
 
 

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simo_engines.machine import Gpu
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError
+from simo_runtime.gpu import Gpu
 
 SCHEMA = "simo.engine/1"  # counts up when the same spec comes to give another engine
 
