@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -26,13 +27,28 @@ Pixels = NDArray[np.uint8]
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000
 MAX_SIDE = 65_500  # of a JPEG, and predictions are drawn into one
+ENOUGH = 2  # rows and columns of a reduced photo for each of the network's
 
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 # A JPEG marker as libjpeg looks for it: not a stuffed zero, not a fill byte, not a restart.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_END = 0xD9
 # Markers that start a frame and so carry its size; C4, C8 and CC mean other things.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})  # their lengths name the versions
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A photo, or a smaller picture of it."""
+
+    pixels: Pixels  # RGB (h, w, 3)
+    size: tuple[int, int]  # the photo's own height and width, upright
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -42,6 +58,39 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises ImageError for a file that is missing, of another type, too large, or damaged. Damage
     inside the compressed pixels of a JPEG or WebP cannot always be seen: they have no checksum.
     """
+    data, _ = _looked_at(path, max_pixels)
+    return _decode(data, path, cv2.IMREAD_COLOR)
+
+
+def read_reduced(
+    path: Path, target: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+) -> Decoded:
+    """Read a photo as `read_image` does, a large JPEG at 1/2, 1/4 or 1/8 of its size.
+
+    For a network whose image is `target` (height, width): the decoder leaves out what would be
+    averaged away, and what it gives has at least twice as many rows and columns as the network
+    wants. Only sizes that the reduction divides are reduced, so that nothing moves by a fraction
+    of a pixel.
+    """
+    data, (width, height) = _looked_at(path, max_pixels)
+    times = _reduction(width, height, target) if data.startswith(b"\xff\xd8\xff") else 1
+    pixels = _decode(data, path, _REDUCED[times])
+    high, wide = pixels.shape[:2]
+    return Decoded(pixels, (high * times, wide * times))
+
+
+def _reduction(width: int, height: int, target: tuple[int, int]) -> int:
+    # EXIF may turn the photo, so the longer side of the target stands for both.
+    needed = ENOUGH * max(target)
+    for times in (8, 4, 2):
+        fits = min(width, height) >= needed * times
+        if fits and width % times == 0 and height % times == 0:
+            return times
+    return 1
+
+
+def _looked_at(path: Path, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
+    """Read the bytes that the decoder needs, and (width, height), if they may be decoded."""
     data = _read_bytes(path)
     width, height = _claimed_size(data, path)
     if width < 1 or height < 1:
@@ -53,7 +102,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         )
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{path}: {width} x {height} pixels; a side may have {MAX_SIDE}")
-    return _decode(_essential(data), path)
+    return _essential(data), (width, height)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -172,15 +221,15 @@ def _essential(data: bytes) -> bytes:
     return b"".join([data[:8], *(chunk for kind, chunk in _png_chunks(data) if _png_needed(kind))])
 
 
-def _decode(data: bytes, path: Path) -> Pixels:
+def _decode(data: bytes, path: Path, how: int) -> Pixels:
     try:
         with _QUIET():
-            bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            bgr = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error:
         bgr = None
     if bgr is None:
         raise ImageError(f"{path}: damaged, it cannot be decoded")
-    return np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 class _Quiet:

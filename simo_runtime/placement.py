@@ -45,9 +45,14 @@ class Placement:
     def apply(self, image_HW3: Pixels, *, fill: tuple[int, int, int]) -> Pixels:
         """Bring an image to the network's size; `fill` is the RGB colour of the bars."""
         top, left, h, w = self.inner
-        resized = cv2.resize(image_HW3, (w, h), interpolation=self.interpolation)
+        if image_HW3.shape[:2] == (h, w):
+            resized = image_HW3
+        else:
+            resized = np.asarray(
+                cv2.resize(image_HW3, (w, h), interpolation=self.interpolation), np.uint8
+            )
         if (h, w) == self.target:
-            return np.asarray(resized, np.uint8)
+            return resized
         canvas = np.empty((*self.target, 3), np.uint8)
         canvas[:] = fill
         canvas[top : top + h, left : left + w] = resized

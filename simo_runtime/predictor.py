@@ -1,7 +1,8 @@
 """The predictor: a photo in, one prediction a task out, one pass through the encoder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.draw import blend
-from simo_runtime.errors import ImageError
-from simo_runtime.image import Pixels, read_image
+from simo_runtime.errors import BackendError, ImageError
+from simo_runtime.image import Pixels, read_image, read_reduced
 from simo_runtime.placement import Placement
 from simo_runtime.tasks import TaskSpec, kind_named
 
@@ -31,7 +32,15 @@ class Prediction:
 
     task: TaskSpec
     values: NDArray[Any]
-    image: Pixels  # RGB (H, W, 3), what was looked at
+    photo: Pixels | Callable[[], Pixels] = field(repr=False)  # or what reads it
+
+    @property
+    def image(self) -> Pixels:
+        """What was looked at: RGB uint8 (H, W, 3).
+
+        A photo that was decoded at a reduced scale is read again, whole: ImageError if it is gone.
+        """
+        return self.photo() if callable(self.photo) else self.photo
 
     @property
     def unit(self) -> str:
@@ -56,11 +65,26 @@ class Prediction:
         return blend(self.image, self.colours(), opacity=opacity)
 
 
+Scene = dict[str, Prediction]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image, brought to the network's size."""
+
+    network: Pixels  # RGB, at the network's size
+    place: Placement
+    photo: Pixels | Callable[[], Pixels]
+
+
 class Predictor:
     """Runs a bundle.  It may be called from several threads at once.
 
     with Predictor.open("bundles/rooms") as predict:
         depth_in_metres = predict("photo.jpg", tasks=["depth"])["depth"].values
+
+    A call is `prepare`, `infer` and `finish`, which may also be called one by one, for example to
+    run several images as one batch (`simo_runtime.pipeline` does).
     """
 
     def __init__(self, bundle: Bundle, session: backends.Session) -> None:
@@ -69,14 +93,30 @@ class Predictor:
 
     @classmethod
     def open(
-        cls, bundle: Bundle | Path | str, *, backend: str | None = None, threads: int | None = None
+        cls,
+        bundle: Bundle | Path | str,
+        *,
+        backend: str | None = None,
+        precision: str = "fp32",
+        joint: backends.Joint = "auto",
+        threads: int | None = None,
+        arena: bool = True,
     ) -> "Predictor":
         """Open a bundle, verified, on a backend (by default the first that can run here).
 
-        Raises BundleError if the bundle is damaged, BackendError if the backend cannot run.
+        `precision` is one that the bundle has, `joint` says whether all tasks at once run in one
+        graph ("auto": what is faster here), `threads` how many CPU threads compute (by default as
+        many as affinity and quota allow), and `arena=False` gives memory back after every run.
+        Predictors of the same bundle share what they can.
+
+        Raises BundleError if the bundle is damaged, BackendError if the backend cannot run, and
+        UnknownNameError for a backend or a precision that is not there.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, backends.choose(backend).open(opened, threads=threads))
+        session = backends.choose(backend).open(
+            opened, threads=threads, precision=precision, joint=joint, arena=arena
+        )
+        return cls(opened, session)
 
     def __call__(
         self,
@@ -84,26 +124,72 @@ class Predictor:
         *,
         tasks: Sequence[str] | None = None,
         colours: ColourOrder | None = None,
-    ) -> dict[str, Prediction]:
+        reduced: bool = False,
+    ) -> Scene:
         """Predict `tasks` (by default all) for a photo, with a single pass through the encoder.
 
         `image` is a path, or a uint8 array (H, W, 3) whose colour order `colours` names: "RGB",
-        or "BGR" as OpenCV reads it. Raises ImageError for an image that cannot be used, and
-        UnknownNameError for a task that the bundle does not have.
+        or "BGR" as OpenCV reads it. With `reduced` a large JPEG is decoded at the scale that the
+        network needs, and again, whole, when it is drawn. Raises ImageError for an image that
+        cannot be used, UnknownNameError for a task that the bundle does not have, and BackendError
+        if the device fails or gives what are no numbers.
         """
-        specs = self._specs(tasks)
-        pixels = as_rgb(image, colours)
+        specs = self.specs(tasks)
+        prepared = self.prepare(image, colours=colours, reduced=reduced)
+        return self.finish(prepared, self.infer([prepared], specs), specs)
+
+    def prepare(
+        self,
+        image: Path | str | NDArray[np.uint8],
+        *,
+        colours: ColourOrder | None = None,
+        reduced: bool = False,
+    ) -> Prepared:
+        """Read an image and bring it to the network's size."""
         manifest = self.bundle.manifest
-        place = Placement(pixels.shape[:2], manifest.image_size, manifest.fit)
+        photo: Pixels | Callable[[], Pixels]
+        if reduced and isinstance(image, (str, Path)):
+            decoded = read_reduced(Path(image), manifest.image_size)
+            pixels, size = decoded.pixels, decoded.size
+            photo = pixels if pixels.shape[:2] == size else partial(read_image, Path(image))
+        else:
+            photo = pixels = as_rgb(image, colours)
+            size = pixels.shape[:2]
+        place = Placement(size, manifest.image_size, manifest.fit)
         red, green, blue = (round(255 * value) for value in manifest.mean)
-        network = place.apply(pixels, fill=(red, green, blue))
-        outputs = self._session.run(network[None], [spec.name for spec in specs])
+        return Prepared(place.apply(pixels, fill=(red, green, blue)), place, photo)
+
+    def infer(self, batch: Sequence[Prepared], tasks: Sequence[TaskSpec]) -> backends.Outputs:
+        """Run a batch: every task's output at the network's size, the batch first."""
+        pixels = [prepared.network for prepared in batch]
+        stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+        outputs = self._session.run(stacked, [task.name for task in tasks])
+        for name, values in outputs.items():
+            # A sum is a number only if all of its terms are; it reads the values once.
+            if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+                raise BackendError(
+                    f"{self.bundle.root}: {name} has values that are no numbers; the weights are "
+                    "damaged, or the device computes wrongly in this precision"
+                )
+        return outputs
+
+    def finish(
+        self,
+        prepared: Prepared,
+        outputs: backends.Outputs,
+        tasks: Sequence[TaskSpec],
+        index: int = 0,
+    ) -> Scene:
+        """Bring the outputs of one image of a batch to the image's own size."""
         return {
-            spec.name: Prediction(spec, restore(outputs[spec.name][0], spec, place), pixels)
-            for spec in specs
+            task.name: Prediction(
+                task, restore(outputs[task.name][index], task, prepared.place), prepared.photo
+            )
+            for task in tasks
         }
 
-    def _specs(self, tasks: Sequence[str] | None) -> list[TaskSpec]:
+    def specs(self, tasks: Sequence[str] | None) -> list[TaskSpec]:
+        """Give the tasks of those names, each once; None gives all."""
         if tasks is None:
             return list(self.bundle.manifest.tasks)
         if isinstance(tasks, str):
@@ -143,5 +229,7 @@ def as_rgb(image: Path | str | NDArray[Any], colours: ColourOrder | None) -> Pix
 
 def restore(output: NDArray[Any], spec: TaskSpec, place: Placement) -> NDArray[Any]:
     """Bring one head's output, (H, W) or (C, H, W), from the network's size to the image's."""
-    values = np.moveaxis(output, 0, -1) if output.ndim == 3 else output
-    return kind_named(spec.kind).resize(place.crop(values), place.source)
+    values = place.crop(np.moveaxis(output, 0, -1) if output.ndim == 3 else output)
+    if values.shape[:2] == place.source:
+        return values
+    return kind_named(spec.kind).resize(values, place.source)

@@ -44,3 +44,9 @@ def rooms_copy(rooms_bundle: Path, tmp_path: Path) -> Path:
 def _no_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests say themselves where data is."""
     monkeypatch.delenv("SIMO_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of a machine stays out of the user's cache, and out of other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from simo_runtime import ImageError, Predictor, UnknownNameError, backends
+from simo_runtime.backends import load_backend
+from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError
 
@@ -111,11 +113,10 @@ def test_all_tasks_take_one_pass(rooms_bundle: Path) -> None:
 
 
 def test_only_the_heads_asked_for_are_loaded(rooms_bundle: Path) -> None:
-    from simo_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpuSession
-
-    session = OnnxRuntimeCpuSession(Bundle.open(rooms_bundle), threads=1)
+    session = load_backend("onnxruntime-cpu").open(Bundle.open(rooms_bundle), threads=1)
+    assert isinstance(session, OnnxRuntimeSession)
     session.run(np.zeros((1, 120, 160, 3), np.uint8), ["depth"])
-    assert sorted(session._sessions) == ["depth", "encoder"]
+    assert sorted(session._open or {}) == ["depth", "encoder"]
 
 
 def test_a_batch_gives_what_its_images_give_alone(rooms_bundle: Path) -> None:

@@ -6,7 +6,7 @@ while features stay wherever the backend keeps them.
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,20 @@ from simo_runtime.errors import BackendError, unknown
 
 Pixels = NDArray[np.uint8]
 Outputs = Mapping[str, NDArray[Any]]
+# Whether one graph of encoder and all heads runs when all tasks are asked for: "auto" times both
+# ways at the first use and remembers the faster one.
+Joint: TypeAlias = bool | Literal["auto"]
 
 
 class Session(Protocol):
-    """A bundle that is loaded and ready to run."""
+    """A bundle that is loaded and ready to run; it may be used from several threads at once."""
 
     def run(self, pixels_BHW3: Pixels, tasks: Sequence[str]) -> Outputs:
-        """Run the encoder once and the heads of `tasks` on its features."""
+        """Run the encoder once and the heads of `tasks` on its features.
+
+        Pixels are uint8 RGB at the network's size. Raises BackendError if the device fails, for
+        example because its memory is full, and if the session is closed.
+        """
         ...
 
     def close(self) -> None:
@@ -39,8 +46,25 @@ class Backend(Protocol):
         """Say why this backend cannot run here and what to install, or None if it can."""
         ...
 
-    def open(self, bundle: Bundle, *, threads: int | None) -> Session:
-        """Load a bundle; `threads` is the number of CPU threads, None for every available one."""
+    def facts(self) -> Mapping[str, str]:
+        """Give versions, devices and libraries, for people; it never fails."""
+        ...
+
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        precision: str = "fp32",
+        joint: Joint = "auto",
+        arena: bool = True,
+    ) -> Session:
+        """Load a bundle.
+
+        `threads` is the number of CPU threads, None for every available one. `precision` is one
+        that the bundle has. Without `arena`, memory goes back to the system after every run, which
+        is slower and takes less of it. What a backend has no use for, it passes over.
+        """
         ...
 
 

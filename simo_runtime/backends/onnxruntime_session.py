@@ -1,0 +1,174 @@
+"""A bundle in ONNX Runtime: the encoder once, then the heads that are asked for.
+
+Features go from the encoder to the heads as ONNX Runtime values, bound on both sides: they are
+never copied and never become Python objects. Where a bundle has one graph of everything, all tasks
+at once can run in it; which way is faster is timed at the first use and remembered.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.backends import Joint, Pixels
+from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_graph
+from simo_runtime.bundle import Bundle
+from simo_runtime.errors import BackendError, BundleError, unknown
+from simo_runtime.remembered import recall, remember
+
+ENCODER, JOINT, IMAGE = "encoder", "joint", "image"
+PAIRS, SECONDS = 3, 2.0  # of the measurement that chooses: at most so many runs each, so much time
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class OnnxRuntimeSession:
+    """Graphs are opened when they are first needed; `run` may be called from several threads."""
+
+    def __init__(
+        self, bundle: Bundle, settings: Settings, *, precision: str = "fp32", joint: Joint = "auto"
+    ) -> None:
+        self._bundle, self._settings, self._precision = bundle, settings, precision
+        self._names = names(bundle, precision)
+        self._tasks = frozenset(task.name for task in bundle.manifest.tasks)
+        self._lock = threading.Lock()
+        self._open: dict[str, OpenGraph] | None = {}
+        self._seen = signatures(bundle)
+        if joint is True and JOINT not in self._names:
+            raise BundleError(
+                f"{bundle.root}: there is no joint graph in {precision}; build the bundle again, "
+                "or leave joint at auto"
+            )
+        known = recall("joint", self._key()) if joint == "auto" else joint
+        self._joint: bool | None = False if JOINT not in self._names else known
+        self._graph(JOINT if self._joint else ENCODER)
+
+    def run(self, pixels_BHW3: Pixels, tasks: Sequence[str]) -> Arrays:
+        """Give every task's output, as `Session` says it."""
+        self._unchanged()
+        pixels = np.ascontiguousarray(pixels_BHW3)
+        if self._tasks.issubset(tasks) and self._one_graph(pixels):
+            return self._run_joint(pixels)
+        return self._run_split(pixels, tasks)
+
+    def _run_joint(self, pixels: Pixels) -> Arrays:
+        return self._graph(JOINT).arrays({IMAGE: pixels}, len(pixels))
+
+    def _run_split(self, pixels: Pixels, tasks: Sequence[str]) -> Arrays:
+        features = self._graph(ENCODER).values({IMAGE: pixels})
+        return {t: self._graph(t).arrays(features, len(pixels))[t] for t in tasks}
+
+    def _one_graph(self, pixels: Pixels) -> bool:
+        """Tell whether all tasks run in one graph; the first call may have to time both ways."""
+        with self._lock:
+            if self._joint is None:
+                tasks = sorted(self._tasks)
+                joint, split = timed(
+                    lambda: self._run_joint(pixels), lambda: self._run_split(pixels, tasks)
+                )
+                self._joint = joint < split
+                found = {"joint_s": joint, "split_s": split}
+                remember("joint", self._key(), self._joint)
+                remember("joint-times", self._key(), found)
+                self._forget([JOINT] if not self._joint else [ENCODER, *tasks])
+            return self._joint
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._open is not None:
+                self._open.pop(name, None)
+
+    def _key(self) -> dict[str, Any]:
+        files = self._bundle.manifest.files
+        return {
+            "graphs": {name: files[file].sha256 for name, file in self._names.items()},
+            "settings": repr(self._settings),
+            "onnxruntime": _version(),
+        }
+
+    def _graph(self, name: str) -> OpenGraph:
+        graphs = self._open
+        if graphs is None:
+            raise BackendError(f"{self._bundle.root}: the predictor is closed; open it again")
+        if name not in graphs:
+            self._untouched()
+            path = self._bundle.root / self._names[name]
+            entry = self._bundle.manifest.files[path.name]
+            # Two threads may both come here; they are given the same graph.
+            graphs.setdefault(name, open_graph(path, entry.sha256, self._settings))
+        return graphs[name]
+
+    def _unchanged(self) -> None:
+        """Refuse weights that were written over: ONNX Runtime has them mapped, not read."""
+        for name, before in self._seen.items():
+            now = signature(self._bundle.root / name)
+            if now is not None and now != before and now[0] == before[0]:
+                raise BundleError(
+                    f"{self._bundle.root / name}: changed while the bundle was open; "
+                    "build or copy the bundle again, and open it again"
+                )
+
+    def _untouched(self) -> None:
+        """Refuse to open one more graph of a bundle whose files are not the ones there were."""
+        now = signatures(self._bundle)
+        for name, before in self._seen.items():
+            if now.get(name) != before:
+                raise BundleError(
+                    f"{self._bundle.root / name}: exchanged while the bundle was open; "
+                    "open it again"
+                )
+
+    def close(self) -> None:
+        """Let go of the graphs; those that nobody else uses are closed."""
+        self._open = None
+
+
+def names(bundle: Bundle, precision: str) -> dict[str, str]:
+    """Give the graphs of a precision by `encoder`, `joint` and the tasks' names."""
+    if precision != "fp32":
+        raise unknown("precision", precision, ["fp32"])
+    return {name: f"{name}.onnx" for name in (ENCODER, *(t.name for t in bundle.manifest.tasks))}
+
+
+Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
+def signature(path: Path) -> Signature | None:
+    """Tell a file from what it may be later; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def signatures(bundle: Bundle) -> dict[str, Signature]:
+    """Give the signatures of a bundle's graphs and weights."""
+    names = [name for name in bundle.manifest.files if name.endswith((".onnx", ".bin"))]
+    found = {name: signature(bundle.root / name) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def timed(one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
+    """Give the shortest of a few alternating runs of each, in seconds, after one to warm up."""
+    one(), other()
+    start, best = time.perf_counter(), [float("inf"), float("inf")]
+    for _ in range(PAIRS):
+        for index, function in enumerate((one, other)):
+            before = time.perf_counter()
+            function()
+            best[index] = min(best[index], time.perf_counter() - before)
+        if time.perf_counter() - start > SECONDS:
+            break
+    return best[0], best[1]
+
+
+def _version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
