@@ -62,9 +62,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     return _decode(data, path, cv2.IMREAD_COLOR)
 
 
-def read_reduced(
-    path: Path, target: tuple[int, int], *, max_pixels: int = MAX_PIXELS
-) -> Decoded:
+def read_reduced(path: Path, target: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Read a photo as `read_image` does, a large JPEG at 1/2, 1/4 or 1/8 of its size.
 
     For a network whose image is `target` (height, width): the decoder leaves out what would be
