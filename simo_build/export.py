@@ -19,8 +19,9 @@ from simo_build.recipe import Recipe
 from simo_export.bundle import write_bundle
 from simo_export.check import Agreement, Graph, agreement, gate
 from simo_export.fold import PlainEncoder
-from simo_export.graph import export_graph, save_graph, without_output
+from simo_export.graph import export_graph, save_graph, save_joint, without_output
 from simo_runtime.bundle import Bundle, Manifest
+from simo_runtime.graphs import ENCODER, JOINT, usual_files
 from simo_runtime.metrics import Accumulator, metric_named
 from simo_runtime.tasks import TaskSpec
 
@@ -49,9 +50,12 @@ class Graphs:
 
     def save(self, folder: Path) -> None:
         """Write the graphs as a bundle holds them."""
-        save_graph(self.encoder, folder, "encoder")
-        for task, head in self.heads.items():
-            save_graph(without_output(head, RAW), folder, task)
+        encoder = save_graph(self.encoder, folder, ENCODER)
+        heads = {
+            task: save_graph(without_output(head, RAW), folder, task)
+            for task, head in self.heads.items()
+        }
+        save_joint(encoder, heads, folder, JOINT)
 
 
 def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
@@ -168,6 +172,7 @@ def export_bundle(
         features=graphs.features,
         tasks=tuple(specs.values()),
         files={},
+        graphs={"fp32": usual_files(list(specs), "fp32")},
         random_weights=recipe.random_seed is not None,
         provenance=record,
     )

@@ -3,6 +3,8 @@
     manifest.json     what is in it (below); written last
     encoder.onnx      the shared encoder's graph       encoder.bin    its weights
     <task>.onnx       one head's graph                 <task>.bin     its weights
+    joint.onnx        all of them in one graph, whose weights are those of the files above
+    encoder.fp16.onnx, ...                             the same in another precision
 
 `manifest.json` names every other file with its SHA-256 and size. A file that is missing, changed
 or not named there makes the bundle refuse to open. The same recipe and the same inputs give the
@@ -15,7 +17,8 @@ into them.
 Graphs.  encoder: `image` uint8 (B, H, W, 3) RGB  ->  one tensor a tap, `tap3` float32
 (B, tokens, width), CLS first.  head: the taps  ->  one tensor named as the task:
 classes uint8 (B, H, W), depth and other values float32 (B, H, W), normals and colours float32
-(B, 3, H, W).
+(B, 3, H, W).  joint: `image` -> all of these.  In other precisions taps may be float16 or bfloat16;
+what goes in and what heads put out stays the same.
 """
 
 import hashlib
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from simo_runtime.errors import BundleError, SimoError, listing, unknown
+from simo_runtime.graphs import Expected, GraphFiles, check_graphs, parse_graphs
 from simo_runtime.placement import Fit
 from simo_runtime.tasks import TaskSpec, kind_named
 
@@ -54,6 +58,7 @@ class Manifest:
     features: tuple[str, ...]  # the encoder's outputs, in the order of its layers
     tasks: tuple[TaskSpec, ...]
     files: Mapping[str, FileEntry]
+    graphs: Mapping[str, GraphFiles]  # by precision; fp32 is always there
     random_weights: bool = False  # the base was random: for measuring speed only
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,6 +68,21 @@ class Manifest:
             if task.name == name:
                 return task
         raise unknown("task", name, (task.name for task in self.tasks))
+
+    def graph_files(self, precision: str) -> GraphFiles:
+        """Give the graphs of a precision, or say which precisions the bundle has."""
+        if precision not in self.graphs:
+            raise unknown("precision", precision, self.graphs)
+        return self.graphs[precision]
+
+    def expected(self) -> Expected:
+        """Say what the graphs must take and give."""
+        return Expected(
+            image_size=self.image_size,
+            features=self.features,
+            tasks=self.tasks,
+            sizes={name: entry.bytes for name, entry in self.files.items()},
+        )
 
     def to_json(self) -> str:
         """Write the manifest as JSON with sorted keys."""
@@ -78,10 +98,11 @@ class Bundle:
 
     @classmethod
     def open(cls, root: Path | str) -> "Bundle":
-        """Read the manifest and compare every file with it.
+        """Read the manifest, compare every file with it, and look into every graph.
 
         Raises BundleError for a folder that is not a bundle, for a manifest that cannot be
-        understood, and for a missing, changed or foreign file, by name.
+        understood, for a missing, changed or foreign file, by name, and for a graph that takes
+        weights from elsewhere, needs foreign operators or is not what the manifest says.
         """
         root = Path(root)
         if not root.is_dir():
@@ -91,11 +112,18 @@ class Bundle:
             raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
         manifest = parse_manifest(path)
         check_files(root, manifest.files)
+        check_graphs(root, manifest.graphs, manifest.expected())
         return cls(root, manifest)
 
-    def graph(self, name: str) -> Path:
-        """Give the path of a graph: `encoder`, or a task's name."""
-        return self.root / f"{name}.onnx"
+    def graph(self, name: str, precision: str = "fp32") -> Path:
+        """Give the path of a graph: `encoder`, a task's name, or `joint`.
+
+        UnknownNameError for a precision or a graph that the bundle does not have.
+        """
+        files = self.manifest.graph_files(precision).named()
+        if name not in files:
+            raise unknown("graph", name, files)
+        return self.root / files[name]
 
 
 def parse_manifest(path: Path) -> Manifest:
@@ -125,9 +153,6 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError("tasks: there must be at least one, and no name twice")
     files = {name: _file(name, entry) for name, entry in data["files"].items()}
-    needed = {f"{name}.onnx" for name in ("encoder", *(task.name for task in tasks))}
-    if needed - set(files):
-        raise ValueError(f"files: {', '.join(sorted(needed - set(files)))} is not listed")
     return Manifest(
         name=str(data["name"]),
         image_size=(high, wide),
@@ -137,6 +162,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         features=tuple(str(name) for name in data["features"]),
         tasks=tasks,
         files=files,
+        graphs=parse_graphs(data.get("graphs"), [task.name for task in tasks], files),
         random_weights=bool(data["random_weights"]),
         provenance=dict(data["provenance"]),
     )
@@ -185,6 +211,8 @@ def check_files(root: Path, files: Mapping[str, FileEntry]) -> None:
             faults.append(f"{name}: missing")
         elif not plain(path):
             faults.append(f"{name}: not a regular file")
+        elif path.stat().st_nlink > 1:
+            faults.append(f"{name}: a hard link, which changes with another file; copy it instead")
         elif path.stat().st_size != entry.bytes:
             faults.append(f"{name}: {path.stat().st_size} bytes, {entry.bytes} in the manifest")
         elif sha256_of(path) != entry.sha256:

@@ -25,7 +25,9 @@ from simo_runtime.engines import BatchRange, EngineSpec, default_root, engine_ke
 from simo_runtime.engines import engine_spec as spec_of
 from simo_runtime.errors import BackendError, UnknownNameError
 from simo_runtime.gpu import Gpu, find_gpu
+from simo_runtime.graphs import GraphFiles
 from simo_runtime.tasks import TaskSpec
+from tests.graphs import write_graphs
 
 TABLE = json.loads((Path(__file__).parent / "tensorrt-api.json").read_text(encoding="utf-8"))
 INSTALL = "pip install 'simo-runtime[tensorrt]'"
@@ -106,8 +108,8 @@ def test_batches_out_of_order_are_refused(sizes: tuple[int, int, int]) -> None:
 def bundle(tmp_path: Path) -> Bundle:
     root = tmp_path / "bundle"
     root.mkdir()
-    for name in ("encoder.onnx", "encoder.bin", "depth.onnx"):
-        (root / name).write_text(name)
+    write_graphs(root, tap="tap0", depth="depth", size=(32, 32))
+    (root / "encoder.bin").write_text("weights")
     manifest = Manifest(
         name="tiny",
         image_size=(32, 32),
@@ -120,6 +122,7 @@ def bundle(tmp_path: Path) -> Bundle:
             path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
             for path in root.iterdir()
         },
+        graphs={"fp32": GraphFiles(encoder="encoder.onnx", heads={"depth": "depth.onnx"})},
     )
     (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(root)

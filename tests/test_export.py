@@ -19,7 +19,9 @@ from simo_export.check import Graph, agreement, gate
 from simo_export.graph import export_graph, save_graph, without_output
 from simo_runtime.bundle import Bundle, Manifest
 from simo_runtime.errors import ExportError
+from simo_runtime.graphs import GraphFiles
 from simo_runtime.tasks import TaskSpec
+from tests.graphs import write_graphs
 
 RECIPE = Recipe.model_validate(
     {
@@ -181,16 +183,16 @@ def manifest() -> Manifest:
         features=("tap1",),
         tasks=(spec,),
         files={},
+        graphs={"fp32": GraphFiles(encoder="encoder.onnx", heads={"depth": "depth.onnx"})},
     )
 
 
 def fill(folder: Path) -> None:
-    (folder / "encoder.onnx").write_bytes(b"encoder")
-    (folder / "depth.onnx").write_bytes(b"depth")
+    write_graphs(folder, tap="tap1", depth="depth", size=(8, 8))
 
 
 def test_a_failure_while_writing_leaves_the_old_bundle_as_it_was(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "b", manifest(), fill)
+    before = (write_bundle(tmp_path / "b", manifest(), fill).root / "encoder.onnx").read_bytes()
 
     def fail(folder: Path) -> None:
         (folder / "encoder.onnx").write_bytes(b"half")
@@ -198,7 +200,7 @@ def test_a_failure_while_writing_leaves_the_old_bundle_as_it_was(tmp_path: Path)
 
     with pytest.raises(ExportError):
         write_bundle(tmp_path / "b", manifest(), fail)
-    assert (Bundle.open(tmp_path / "b").root / "encoder.onnx").read_bytes() == b"encoder"
+    assert (Bundle.open(tmp_path / "b").root / "encoder.onnx").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 

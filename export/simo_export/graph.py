@@ -7,19 +7,20 @@ traces that the exporter writes into every node, with paths of the machine, are 
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import torch
-from onnx.external_data_helper import convert_model_to_external_data
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
+from simo_export.joint import joined
 from simo_runtime.errors import ExportError
 
 OPSET = 20  # the first with Gelu as one operator; TensorRT 10 and ONNX Runtime 1.18 read it
 EXPORTER = f"torch.onnx dynamo, opset {OPSET}"
-EXTERNAL_FROM = 1024  # bytes; smaller constants stay in the graph
+EXTERNAL_FROM = 256  # bytes; smaller constants stay in the graph
 DOMAINS = {"", "ai.onnx"}
 
 
@@ -97,14 +98,27 @@ def without_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return copy
 
 
-def save_graph(model: onnx.ModelProto, folder: Path, name: str) -> None:
-    """Write `<name>.onnx` and its weights, `<name>.bin`, into a folder that exists."""
+def save_graph(model: onnx.ModelProto, folder: Path, name: str) -> onnx.ModelProto:
+    """Write `<name>.onnx` and its weights, `<name>.bin`, into a folder that exists.
+
+    Gives the graph as it is written, its weights outside.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # saving moves the weights out of the model it is given
-    convert_model_to_external_data(
-        copy, all_tensors_to_one_file=True, location=f"{name}.bin", size_threshold=EXTERNAL_FROM
-    )
+    for tensor in copy.graph.initializer:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) >= EXTERNAL_FROM:
+            set_external_data(tensor, f"{name}.bin")
     onnx.save_model(copy, folder / f"{name}.onnx")
     weights = folder / f"{name}.bin"
     if weights.is_file():  # onnx writes it for its owner alone; a bundle is read like any file
         weights.chmod((folder / f"{name}.onnx").stat().st_mode)
+    return copy
+
+
+def save_joint(
+    encoder: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto], folder: Path, name: str
+) -> None:
+    """Write `<name>.onnx`, one graph of saved ones; its weights are in their files already."""
+    path = folder / f"{name}.onnx"
+    path.write_bytes(joined(encoder, heads).SerializeToString(deterministic=True))
+    onnx.checker.check_model(path)
