@@ -19,16 +19,20 @@ BATCH = 16
 
 @torch.inference_mode()
 def compute_features(
-    encoder: Encoder, samples: Samples, *, label: str, progress: Progress
+    encoder: Encoder, samples: Samples, *, label: str, progress: Progress, bf16: bool = False
 ) -> list[Tensor]:
-    """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap."""
+    """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap.
+
+    With `bf16` the encoder computes in that precision, as training does.
+    """
     encoder.eval()
     device = encoder.mean.device
     whole: list[Tensor] = []
     starts = range(0, len(samples), BATCH)
     for start in progress.track(starts, f"features of {label}", total=len(starts)):
         pixels = torch.from_numpy(samples.images[start : start + BATCH]).to(device)
-        taps = encoder(pixels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            taps = encoder(pixels)
         if not whole:
             shapes = [(len(samples), *tap.shape[1:]) for tap in taps]
             whole = [torch.from_numpy(room_for(shape, np.float32)) for shape in shapes]

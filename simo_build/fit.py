@@ -70,6 +70,7 @@ def fit(
     draws: Sequence[torch.Generator] = (),
     scalars: Scalars | None = None,
     rates: Mapping[nn.Parameter, float] | None = None,
+    begin: Callable[[int], None] = lambda epoch: None,
 ) -> Outcome:
     """Train a module in place and leave it at its best epoch.
 
@@ -100,6 +101,7 @@ def fit(
         saved=saved,
         draws=draws,
         scalars=scalars,
+        begin=begin,
     )
     return outcome
 
@@ -119,6 +121,7 @@ def fit_together(
     saved: Saved | None = None,
     draws: Sequence[torch.Generator] = (),
     scalars: Scalars | None = None,
+    begin: Callable[[int], None] = lambda epoch: None,
 ) -> list[Outcome]:
     """Train modules in place over the same batches, and leave each at its own best epoch.
 
@@ -132,7 +135,8 @@ def fit_together(
     After every epoch the whole state is put into `saved`, from which a killed training goes on to
     the same weights, bit for bit. `draws` are the generators that `loss_of` draws from: their
     states belong to it. Who owns the file removes it when it is no longer needed; until then a
-    finished training is not repeated.
+    finished training is not repeated. `begin` is told the number of every epoch, from 1, before
+    its first batch.
     """
     steps = max(2, steps_of(schedule.epochs, images, limits.batch))
     trainees = [Trainee(goal, schedule, limits, steps=steps, ema=ema) for goal in goals]
@@ -143,6 +147,7 @@ def fit_together(
             active = [one for one in trainees if not waited(one, patience)]
             if not active:
                 break
+            begin(epoch)
             batches = list(shuffled(images, limits.batch, generator))
             tracked = progress.track(batches, f"{label}, epoch {epoch}/{schedule.epochs}")
             run_epoch(active, tracked, batch_of, record)

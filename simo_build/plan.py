@@ -304,7 +304,8 @@ class Planner:
         labelled = isinstance(step, HeadStep) or step.labels
         seen = f"{self.images('realign')} of realign{mirrored}, {_with(labelled)} labels"
         if isinstance(step, JointStep):
-            seen += f", {step.views} views of each" if step.views > 1 else ""
+            fresh = ", fresh in every epoch" if step.fresh else ""
+            seen += f", {step.views} views of each{fresh}" if step.views > 1 else ""
             seen += f"; {self.images('unlabelled')} of unlabelled" if step.unlabelled else ""
         by_select = isinstance(step, HeadStep) or step.by == "select"
         best = f"the best epoch by {self.images('select')} of select, {_with(by_select)} labels"

@@ -49,6 +49,7 @@ class JointStep(Part):
     flip: bool = True  # train on the mirrored images too
     views: Positive = 1  # of every image: itself, and others enlarged, cropped and recoloured
     scales: Scales = (1.0,)  # by how much a view is enlarged
+    fresh: bool = False  # draw the views anew for every epoch
     jitter: JitterPart = JitterPart()  # how much the colours of a view change
     mirror: bool = False  # an expert's answer is its mean over the image and the mirrored one
     unlabelled: bool = False  # learn on the images of `data.unlabelled` too, from teachers alone
@@ -75,6 +76,8 @@ class JointStep(Part):
             raise ValueError(f"views: {self.views} are all the same; set scales or jitter")
         if self.views == 1 and changes:
             raise ValueError("scales and jitter make views; set views to how many of an image")
+        if self.fresh and self.views == 1:
+            raise ValueError("fresh draws views anew; set views to how many of an image")
         if self.mirror and not (self.outputs and self.flip):
             raise ValueError("mirror takes the mean of experts' outputs: set outputs and flip")
         if self.unlabelled and not (self.outputs or self.features):

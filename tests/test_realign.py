@@ -19,6 +19,7 @@ from simo_build.realign import STEPS, bench, joint, shared_encoder
 from simo_build.realign.joint import by_output
 from simo_build.stages import Result
 from simo_build.statedict import part
+from simo_build.steps import DistillStep
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
 from simo_runtime.errors import RecipeError
 from tests.tiny import SPLITS, opened, write_recipe, write_workplace
@@ -204,6 +205,24 @@ def test_views_are_more_images_to_learn_on_not_more_that_were_used(
     assert viewed.log["steps"][0]["history"] != plain.log["steps"][0]["history"]
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_fresh_views_are_others_in_every_epoch_and_the_same_when_it_is_gone_on_with(
+    place: Path, fresh: bool
+) -> None:
+    work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}))
+    tools, own = bench.Bench(work), work.samples["realign"]
+    step = DistillStep.model_validate({"step": "distill", **VIEWS, "fresh": fresh})
+    drawn, later = (joint.Drawn(tools, step, own) for _ in range(2))
+    first = drawn.lessons.images
+    drawn.begin(2)
+    second = drawn.lessons.images
+    assert torch.equal(first[: len(own)], second[: len(own)])  # the images themselves
+    assert torch.equal(first, second) is not fresh
+    drawn.begin(3)
+    later.begin(3)
+    assert torch.equal(drawn.lessons.images, later.lessons.images)
+
+
 def test_a_mirrored_teacher_says_the_same_of_both_sides(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +326,7 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
             r"realign\.0: by: teachers needs teachers",
         ),
         ({"step": "distill", "views": 2}, r"realign\.0: views: 2 are all the same; set scales"),
+        ({"step": "distill", "fresh": True}, r"realign\.0: fresh draws views anew"),
         ({"step": "distill", "scales": [1.5]}, r"realign\.0: scales and jitter make views"),
         ({"step": "lora", "mirror": True, "flip": False}, r"realign\.0: mirror takes the mean"),
         ({"step": "distill", "unlabelled": True}, r"needs `data\.unlabelled`"),

@@ -22,6 +22,7 @@ from simo_build.steps import JointStep
 from simo_build.workshop import Workshop, against, measure_experts
 
 Log = dict[str, Any]
+APART = 1_000_003  # between the seeds of two epochs, so that no other run's seed is met
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,16 @@ class Bench:
         """Add the mirror image of every image."""
         return mirrored(samples, self.kinds)
 
-    def viewed(self, samples: Samples, step: JointStep) -> Samples:
-        """Add the views that a step wants of every image; mirroring is left to `mirrored`."""
+    def viewed(self, samples: Samples, step: JointStep, epoch: int = 1) -> Samples:
+        """Add the views that a step wants of every image; mirroring is left to `mirrored`.
+
+        Another epoch has other views, the same ones whenever it is asked for.
+        """
         if step.views == 1:
             return samples
         how = step.model_copy(update={"flip": False})
-        return viewed(samples, step.views, self.kinds, how, seeded(step.seed + 1))
+        chance = seeded(step.seed + 1 + APART * (epoch - 1))
+        return viewed(samples, step.views, self.kinds, how, chance)
 
     def features(self, encoder: StateDict, role: str, *, flip: bool = False) -> list[Tensor]:
         """Give the taps of a labelled split, mirrored images last; one encoder's are kept."""

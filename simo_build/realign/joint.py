@@ -176,7 +176,8 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
             mine["labels"] = by_truth(kind, torch.from_numpy(samples.truths[task]))
         if not teachers:
             continue
-        taps = work.features(work.experts[task].encoder, samples, f"expert {task}")
+        encoder, half = work.experts[task].encoder, step.precision == "bf16"
+        taps = work.features(encoder, samples, f"expert {task}", bf16=half)
         taps = [_halved(tap) for tap in taps]
         if step.outputs:
             mine["outputs"] = by_output(
@@ -235,10 +236,8 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
     """Train what asks for a gradient, and leave it at its best epoch; give the log."""
     own = bench.labelled("realign") if step.labels else bench.bare("realign")
     more = bench.bare("unlabelled") if step.unlabelled else None
-    samples = bench.viewed(joined_to(own, more, bench.kinds) if more else own, step)
-    samples = bench.mirrored(samples) if step.flip else samples
-    lessons = lessons_of(bench, step, samples)
-    units = units_of(bench, step, lessons, len(own))
+    drawn = Drawn(bench, step, joined_to(own, more, bench.kinds) if more else own)
+    units = units_of(bench, step, drawn.lessons, len(own))
     select = len(bench.labelled("select") if step.by == "select" else bench.bare("select"))
     metric, measure = judged(bench, joint, step, units)
     outcome: Outcome = fit(
@@ -247,9 +246,10 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         better=lambda one, other: one > other,
         schedule=step,
         limits=step,
-        images=len(samples),
+        images=len(drawn.lessons.images),
         generator=seeded(step.seed),
-        loss_of=lambda index: lessons.loss(joint, index, units),
+        loss_of=lambda index: drawn.lessons.loss(joint, index, units),
+        begin=drawn.begin,
         measure=measure,
         label="re-align",
         progress=bench.progress,
@@ -266,6 +266,25 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
     )
     told = {f"{task}.{name}": unit for (task, name), unit in units.items()}
     return {**used, "by": step.by, "units": told, **vars(outcome)}
+
+
+class Drawn:
+    """The lessons on images, their views and mirror images, as they are drawn for an epoch."""
+
+    def __init__(self, bench: Bench, step: JointStep, images: Samples) -> None:
+        self.bench, self.step, self.images = bench, step, images
+        self.epoch, self.lessons = 1, self._draw(1)
+
+    def begin(self, epoch: int) -> None:
+        """Draw the views of an epoch, if every epoch has its own."""
+        if self.step.fresh and epoch != self.epoch:
+            del self.lessons  # or the experts' features of two epochs would be in memory at once
+            self.epoch, self.lessons = epoch, self._draw(epoch)
+
+    def _draw(self, epoch: int) -> Lessons:
+        samples = self.bench.viewed(self.images, self.step, epoch)
+        samples = self.bench.mirrored(samples) if self.step.flip else samples
+        return lessons_of(self.bench, self.step, samples)
 
 
 def units_of(
