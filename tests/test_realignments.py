@@ -14,7 +14,7 @@ from tests.tiny import SPLITS, write_recipe, write_workplace
 
 QUICK = {"epochs": 1, "lr": 1e-3, "batch": 3}
 ROWS: list[dict[str, Any]] = [
-    {"name": "alone", "merge": {"params": {"alpha": 0.5}}},
+    {"name": "alone", "merge": {"method": "task_arithmetic", "choose": {"alpha": [0.5, 5.0]}}},
     {"name": "base", "start": "base", "realign": [{"step": "head", **QUICK}]},
     {
         "name": "taught",
@@ -60,7 +60,9 @@ def test_a_row_is_the_mean_of_its_seeds(found: dict[str, Any]) -> None:
 def test_rows_say_which_images_and_labels_they_have_seen(found: dict[str, Any]) -> None:
     both = {"realign": SPLITS["realign"], "select": SPLITS["select"]}
     alone, base, taught, joint = found["rows"]
-    assert alone["images"] == alone["labels"] == {}
+    assert alone["images"] == alone["labels"] == {"select": SPLITS["select"]}  # to choose alpha
+    assert (alone["params"], taught["params"]) == ({"alpha": 0.5}, {"alpha": 0.5})
+    assert base["params"] is joint["params"] is None
     assert base["images"] == base["labels"] == both
     assert (taught["images"], taught["labels"]) == (both, {"select": SPLITS["select"]})
     assert joint["images"] == joint["labels"] == both

@@ -115,6 +115,15 @@ def trained(train: TrainPart, epochs: int | None, seed: int) -> TrainPart:
     return train.model_copy(update={"seed": train.seed + seed, "joint": joint})
 
 
+def params_of(work: Workshop, entry: Entry) -> dict[str, Any] | None:
+    """Give the parameters that a row's encoders are merged with, chosen on select or given."""
+    if entry.joint is not None or entry.start == "base":
+        return None
+    with changed(work, **({"merge": entry.merge} if entry.merge else {})):
+        params: dict[str, Any] = merge(work).log["params"]
+        return params
+
+
 @dataclass
 class Table:
     """The rows of a study on one split, and what every seed of each came to."""
@@ -138,6 +147,7 @@ class Table:
             {
                 "row": entry.name,
                 "merge": entry.merge and entry.merge.model_dump(mode="json", exclude_unset=True),
+                "params": params_of(self.work, entry),
                 "start": entry.start,
                 "joint": entry.joint,
                 "epochs": entry.epochs,
