@@ -171,11 +171,21 @@ def train_command(
     is_flag=True,
     help="Print what would be done, and what is missing for it; do nothing.",
 )
+@click.option(
+    "--with-experts",
+    is_flag=True,
+    help="Also write a bundle of every expert to <out>.experts, which simo-bench compares with.",
+)
 @data_option
 @experts_option
 @polite
 def build_command(
-    recipe: str, out: Path | None, dry_run: bool, data: Path | None, experts: Path
+    recipe: str,
+    out: Path | None,
+    dry_run: bool,
+    with_experts: bool,
+    data: Path | None,
+    experts: Path,
 ) -> None:
     """Build a bundle: merge the experts of a recipe, re-align, fold, export and check.
 
@@ -183,8 +193,9 @@ def build_command(
     """
     from simo_build.build import build
     from simo_build.loading import load_recipe
-    from simo_build.plan import plan
+    from simo_build.plan import many, plan
     from simo_build.progress import Bars, Silent
+    from simo_build.singles import build_experts, experts_folder
     from simo_build.workers import workers
 
     main = workers().main
@@ -194,12 +205,18 @@ def build_command(
         refuse_several()
         planned = plan(loaded, target)
         click.echo("\n".join(planned.lines))
+        if with_experts:
+            count = many(len(loaded.recipe.tasks), "bundle")
+            click.echo(f"4 experts {count} of an expert to {experts_folder(target)}")
         if planned.faults:
             raise click.ClickException(f"this cannot be built yet:\n{listing(planned.faults)}")
         return
     bundle = build(loaded, target, progress=Bars() if main else Silent())
     if main:
         click.echo(bundle.root)
+        if with_experts:
+            for one in build_experts(loaded, target, progress=Bars()).values():
+                click.echo(one.root)
 
 
 @click.command()

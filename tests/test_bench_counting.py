@@ -117,8 +117,11 @@ def test_an_elementwise_layer_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
-    nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=1)]
-    with pytest.raises(BundleError, match="no shape is known of|cannot be inferred"):
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["i"]),
+        helper.make_node("Cast", ["i"], ["y"], to=1),
+    ]
+    with pytest.raises(BundleError, match=r"shapes? (is known|cannot be)"):
         count_graph(saved(tmp_path, nodes, [3], [3], {}))
 
 

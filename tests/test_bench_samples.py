@@ -29,9 +29,7 @@ def test_a_percentile_between_two_samples_is_interpolated() -> None:
     assert summary([list(range(10))]).p90 == pytest.approx(8.1)
 
 
-@pytest.mark.parametrize(
-    ("count", "there"), [(9, 0), (10, 1), (19, 1), (20, 2), (99, 2), (100, 3)]
-)
+@pytest.mark.parametrize(("count", "there"), [(9, 0), (10, 1), (19, 1), (20, 2), (99, 2), (100, 3)])
 def test_a_percentile_needs_a_sample_beyond_it(count: int, there: int) -> None:
     found = summary([[1.0] * count])
     assert [found.p90, found.p95, found.p99] == [1.0] * there + [None] * (3 - there)

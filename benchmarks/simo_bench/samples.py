@@ -1,7 +1,7 @@
 """What samples of one quantity say: percentiles, paired ratios with an interval, steadiness.
 
-Samples come in groups, one a process, each in the order in which they were taken.  A ratio is formed
-round by round: what slows a machine down for a while slows both arms of a round.
+Samples come in groups, one a process, each in the order in which they were taken.  A ratio is
+formed round by round: what slows a machine down for a while slows both arms of a round.
 """
 
 from collections.abc import Iterable, Sequence
