@@ -1,22 +1,25 @@
-"""Record what of TensorRT's Python API this package uses, as the real bindings have it.
+"""Hold what this project uses of TensorRT's Python API to the real bindings of several versions.
 
     python build_engines/record_api.py tests/tensorrt-api.json
 
-Run by hand, on Linux x86-64 with a C compiler, after a change of the package or for a newer
-TensorRT. The bindings are wheels of a megabyte and need TensorRT's libraries only for nine
-functions that are called when objects are made. With empty stand-ins for those, the bindings can
-be imported without TensorRT and without a GPU, and tell every class, method, argument and value
-that they have. Nothing can be built that way: names and arguments are checked, behaviour is not.
+Linux x86-64 with a C compiler. The bindings are wheels of a megabyte and need TensorRT's libraries
+only for nine functions that are called when objects are made. With empty stand-ins for those, the
+bindings can be imported without TensorRT and without a GPU, and tell every class, method, argument
+and value that they have. Nothing can be built that way: names and arguments are checked, behaviour
+is not.
 
-The table has, for each version, the members that the code uses:
+`tests/test_tensorrt_api.py` does so with the wheels that `requirements/bindings` pins. The command
+writes what it finds into a table, for the tests of machines that cannot have the wheels. The table
+has, for each version, the members that the code uses:
 
     {"10.16.1.11": {"Builder": {"create_network": {"args": ["flags="], "returns": "..."}}}}
 
-`flags=` has a default. The functions `uses` and `faults` are the test's too: they follow the
-annotations of the source, and compare what it does with such a table.
+`flags=` has a default, `"set": true` is a property that can be set. The functions `uses` and
+`faults` follow the annotations of the source, and compare what it does with such a table.
 """
 
 import ast
+import contextlib
 import importlib
 import json
 import re
@@ -31,11 +34,15 @@ from typing import Any
 
 Api = Mapping[str, Mapping[str, Mapping[str, Any]]]  # class -> member -> what it is
 
-# The oldest that the package claims, the last 10, and the newest; a wheel of each.
-WHEELS = (
-    "tensorrt-cu12-bindings==10.0.1",
-    "tensorrt-cu13-bindings==10.16.1.11",
-    "tensorrt-cu13-bindings==11.4.0.106",
+ROOT = Path(__file__).resolve().parents[1]
+# The oldest that is claimed, the last 10 and the newest: a file each, with its wheels' hashes.
+PINS = ROOT / "requirements" / "bindings"
+PACKAGES = (
+    ROOT / "simo_runtime",
+    ROOT / "simo_build",
+    ROOT / "export" / "simo_export",
+    ROOT / "build_engines" / "simo_engines",
+    ROOT / "benchmarks" / "simo_bench",
 )
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 SYMBOLS = (
@@ -49,8 +56,10 @@ SYMBOLS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
+OWN = re.compile(r"_(?!_init__)")  # a private method, which overrides nothing
 MODULE = "tensorrt"  # stands in a table beside the classes
 ALIAS = "trt"
+IMPORTS = re.compile(rf"^\s*import tensorrt as {ALIAS}$", re.MULTILINE)
 # The statements that give a value to a variable, and where they keep the value.
 ASSIGNS: dict[type[ast.AST], str] = {
     ast.Assign: "value",
@@ -85,6 +94,7 @@ class Use:
     member: str
     positional: int | None = None  # None: not called
     keywords: tuple[str, ...] = ()
+    stored: bool = False  # a value is given to it
 
     @property
     def name(self) -> str:
@@ -93,8 +103,18 @@ class Use:
 
 
 def sources() -> list[Path]:
-    """List the files of the package."""
-    return sorted((Path(__file__).parent / "simo_engines").glob("*.py"))
+    """List the files that import TensorRT."""
+    found = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
+    return [path for path in found if IMPORTS.search(path.read_text(encoding="utf-8"))]
+
+
+def versions() -> list[str]:
+    """List the versions that are pinned, the oldest first."""
+    return sorted((path.stem for path in PINS.glob("*.txt")), key=_numbers)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def uses(source: str, api: Api) -> list[Use]:
@@ -150,8 +170,8 @@ class _Reader:
             if thing is None:
                 continue
             for method in node.body:
-                # Which methods are the subclass's own is not written down: all must override.
-                if isinstance(method, ast.FunctionDef):
+                # Which public methods are its own is not written down: all must override.
+                if isinstance(method, ast.FunctionDef) and not OWN.match(method.name):
                     given = len(method.args.args) - 1 if method.name != "__init__" else 0
                     self.use(method, thing.owner, method.name, positional=given)
 
@@ -183,7 +203,7 @@ class _Reader:
 
     def member(self, node: ast.Attribute, owner: Thing) -> Thing | None:
         """Tell what `owner.attr` is."""
-        self.use(node, owner.owner, node.attr)
+        self.use(node, owner.owner, node.attr, stored=isinstance(node.ctx, ast.Store))
         entry = self.api.get(owner.owner, {}).get(node.attr, {})
         if "class" in entry:
             return Thing("class", node.attr)
@@ -246,6 +266,8 @@ def faults(found: list[Use], api: Api) -> Iterator[str]:
             yield f"line {use.line}: {use.name} does not exist"
         elif use.positional is not None and "args" not in entry:
             yield f"line {use.line}: {use.name} is not a function"
+        elif use.stored and not entry.get("set"):
+            yield f"line {use.line}: {use.name} cannot be set"
         elif use.positional is not None and not _takes(entry["args"], use):
             yield f"line {use.line}: {use.name} takes ({', '.join(entry['args'])})"
 
@@ -289,7 +311,8 @@ def _entry(member: Any) -> dict[str, Any]:
         return {"value": int(member)}
     if isinstance(member, property):
         found = re.search(r"-> (.+)", member.fget.__doc__ or "" if member.fget else "")
-        return {"type": _plain_name(found[1]) if found else None}
+        kind = _plain_name(found[1]) if found else None
+        return {"type": kind, **({"set": True} if member.fset else {})}
     found = re.search(r"\w+\((self: .*?)\) -> (.+)", member.__doc__ or "")
     if isinstance(member, type) or found is None:
         return {"other": type(member).__name__}
@@ -311,19 +334,51 @@ def _plain_name(name: str) -> str | None:
     return None if name == "None" else name
 
 
-def install(wheel: str, folder: Path) -> None:
-    """Download and unpack a wheel of the bindings, and put stand-ins for the libraries into it."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--only-binary=:all:", "--dest", folder, wheel], check=True)
-    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder)
+def install(version: str, folder: Path) -> None:
+    """Download and unpack a pinned wheel of the bindings, with stand-ins for its libraries.
+
+    The folder appears whole or not at all, and is used again if it is there. Raises
+    subprocess.CalledProcessError without an index or a compiler.
+    """
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        made = Path(name) / "bindings"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        pins = PINS / f"{version}.txt"
+        options = ["--only-binary=:all:", "--disable-pip-version-check", "--dest", name, "-r", pins]
+        subprocess.run([*pip, *options], check=True, capture_output=True)
+        zipfile.ZipFile(next(Path(name).glob("*.whl"))).extractall(made)
+        _stand_ins(made, version.partition(".")[0])
+        with contextlib.suppress(OSError):  # another process was first
+            made.rename(folder)
+
+
+def _stand_ins(folder: Path, major: str) -> None:
     source = folder / "empty.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
-    major = wheel.partition("==")[2].partition(".")[0]
     for name in LIBRARIES:
         library = f"lib{name}.so.{major}"
         options = ["-shared", "-fPIC", f"-Wl,-soname,{library}"]
         target = folder / "tensorrt_bindings" / library  # where the bindings look first
-        subprocess.run(["cc", *options, "-o", target, source], check=True)
+        subprocess.run(["cc", *options, "-o", target, source], check=True, capture_output=True)
+
+
+def api_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Give the version and the API of bindings that were installed."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--describe"]
+    # One process a version, started where that version's bindings are found.
+    out = subprocess.run(
+        command, env={"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, check=True
+    ).stdout
+    ((version, api),) = json.loads(out).items()
+    return version, api
+
+
+def used(api: Api) -> list[Use]:
+    """Find every use of TensorRT in this project."""
+    return [use for path in sources() for use in uses(path.read_text(encoding="utf-8"), api)]
 
 
 def main() -> None:
@@ -334,20 +389,14 @@ def main() -> None:
         return
     (target,) = map(Path, sys.argv[1:])
     table = {}
-    for wheel in WHEELS:
+    for pinned in versions():
         with tempfile.TemporaryDirectory() as name:
-            install(wheel, Path(name))
-            command = [sys.executable, str(Path(__file__).resolve()), "--describe"]
-            # One process a version, started where that version's bindings are found.
-            out = subprocess.run(
-                command, env={"PYTHONPATH": name}, stdout=subprocess.PIPE, check=True
-            ).stdout
-        ((version, api),) = json.loads(out).items()
-        found = []
+            install(pinned, Path(name) / "installed")
+            version, api = api_of(Path(name) / "installed")
         for path in sources():
-            found += uses(path.read_text(encoding="utf-8"), api)
-            for fault in faults(found, api):
+            for fault in faults(uses(path.read_text(encoding="utf-8"), api), api):
                 sys.exit(f"TensorRT {version}: {path.name}, {fault}")
+        found = used(api)
         table[version] = pruned(found, api)
         print(f"TensorRT {version}: {len({use.name for use in found})} names", file=sys.stderr)
     target.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")

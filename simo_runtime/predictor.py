@@ -96,7 +96,7 @@ class Predictor:
         cls,
         bundle: Bundle | Path | str,
         *,
-        backend: str | None = None,
+        backend: str | backends.Backend | None = None,
         precision: str = "fp32",
         joint: backends.Joint = "auto",
         threads: int | None = None,

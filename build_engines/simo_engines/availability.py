@@ -3,7 +3,7 @@
 from simo_runtime.errors import BackendError
 from simo_runtime.gpu import find_gpu
 
-OLDEST = 10  # the first with every call of plan.py
+OLDEST = (10, 9)  # the first with every name that is used here
 INSTALL = "pip install 'simo-runtime[tensorrt]', on a machine with an NVIDIA GPU and its driver"
 
 
@@ -26,6 +26,7 @@ def tensorrt_version() -> str:
     except (ImportError, OSError) as error:
         raise BackendError(f"TensorRT cannot be loaded: {error}\nIt needs: {INSTALL}") from error
     version = str(trt.__version__)
-    if int(version.split(".")[0]) < OLDEST:
-        raise BackendError(f"TensorRT is {version}; {OLDEST}.0 or newer is needed: {INSTALL}")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(f"TensorRT is {version}; {oldest} or newer is needed: {INSTALL}")
     return version

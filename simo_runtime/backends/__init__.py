@@ -69,7 +69,12 @@ class Backend(Protocol):
 
 
 # In order of preference. Modules, not classes: each imports its engine late.
-BACKENDS = {"onnxruntime-cpu": "simo_runtime.backends.onnxruntime_cpu"}
+# The CPU's comes first because everything was measured on it; the GPU's are to be asked for.
+BACKENDS = {
+    "onnxruntime-cpu": "simo_runtime.backends.onnxruntime_cpu",
+    "onnxruntime-cuda": "simo_runtime.backends.onnxruntime_cuda",
+    "onnxruntime-tensorrt": "simo_runtime.backends.onnxruntime_tensorrt",
+}
 
 
 def load_backend(name: str) -> Backend:
@@ -79,16 +84,17 @@ def load_backend(name: str) -> Backend:
     return cast("Backend", import_module(BACKENDS[name]).BACKEND)
 
 
-def choose(name: str | None) -> Backend:
+def choose(wanted: str | Backend | None) -> Backend:
     """Give the backend of that name, or without a name the first that can run here.
 
-    A backend that was asked for and cannot run is an error: nothing falls back in silence.
+    A backend that was made with options of its own is taken as it is. One that was asked for and
+    cannot run is an error: nothing falls back in silence.
     """
     reasons = []
-    for candidate in [name] if name else list(BACKENDS):
-        backend = load_backend(candidate)
+    for candidate in [wanted] if wanted else list(BACKENDS):
+        backend = load_backend(candidate) if isinstance(candidate, str) else candidate
         reason = backend.why_not()
         if reason is None:
             return backend
-        reasons.append(f"{candidate}: {reason}")
+        reasons.append(f"{backend.name}: {reason}")
     raise BackendError("no backend can run here\n" + "\n".join(f"  {line}" for line in reasons))

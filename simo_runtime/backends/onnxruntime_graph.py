@@ -84,10 +84,13 @@ _LOCKS: dict[tuple[Path, str, Settings], threading.Lock] = {}
 _GUARD = threading.Lock()
 
 
-def open_graph(path: Path, sha256: str, settings: Settings) -> OpenGraph:
+def open_graph(
+    path: Path, sha256: str, settings: Settings, kind: type[OpenGraph] = OpenGraph
+) -> OpenGraph:
     """Open a graph, or give the one that is open already; BackendError if it cannot be.
 
-    `sha256` is the graph's, so that a graph that was exchanged is another one.
+    `sha256` is the graph's, so that a graph that was exchanged is another one. The settings of
+    different kinds differ.
     """
     key = (path.resolve(), sha256, settings)
     with _GUARD:
@@ -95,7 +98,7 @@ def open_graph(path: Path, sha256: str, settings: Settings) -> OpenGraph:
     with lock:
         graph = _OPEN.get(key)
         if graph is None:
-            graph = _OPEN[key] = OpenGraph(path, settings)
+            graph = _OPEN[key] = kind(path, settings)
     return graph
 
 

@@ -30,6 +30,8 @@ Arrays = dict[str, NDArray[Any]]
 class OnnxRuntimeSession:
     """Graphs are opened when they are first needed; `run` may be called from several threads."""
 
+    graph_class = OpenGraph
+
     def __init__(
         self, bundle: Bundle, settings: Settings, *, precision: str = "fp32", joint: Joint = "auto"
     ) -> None:
@@ -100,7 +102,9 @@ class OnnxRuntimeSession:
             path = self._bundle.root / self._names[name]
             entry = self._bundle.manifest.files[path.name]
             # Two threads may both come here; they are given the same graph.
-            graphs.setdefault(name, open_graph(path, entry.sha256, self._settings))
+            graphs.setdefault(
+                name, open_graph(path, entry.sha256, self._settings, self.graph_class)
+            )
         return graphs[name]
 
     def _unchanged(self) -> None:

@@ -1,0 +1,138 @@
+"""What ONNX Runtime's two providers for NVIDIA GPUs share: the fail-loud policy and the options.
+
+ONNX Runtime goes on without a provider that it cannot load, and runs parts of a graph on the CPU.
+Here both are errors: the libraries are looked for before a session exists, and no session may put
+a node on the CPU (`session.disable_cpu_ep_fallback`). Our graphs are static but for the batch, so
+that no node belongs there.
+
+Not run on a GPU yet.
+"""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from simo_runtime.backends.libraries import missing
+from simo_runtime.engines import USUAL, BatchRange
+from simo_runtime.errors import BackendError, listing
+from simo_runtime.gpu import find_gpu
+
+Entries = tuple[tuple[str, str], ...]
+WHEEL = "onnxruntime-gpu"
+# No node on the CPU: a graph that a provider cannot run as a whole is refused.
+NO_CPU: Entries = (("session.disable_cpu_ep_fallback", "1"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions:
+    """What can be said of a session on a GPU; the defaults serve one predictor.
+
+    The GPU is CUDA's first; CUDA_VISIBLE_DEVICES chooses another.
+    """
+
+    memory_mib: int | None = None  # what the session's arena may take; None: all that is free
+    cuda_graph: bool = False  # record the kernels of a batch size once and replay them
+    workspace_mib: int = 2048  # TensorRT alone: scratch memory while it builds and runs
+    batches: BatchRange = USUAL  # TensorRT alone
+    engines: Path | None = None  # TensorRT alone: the folder of all engines; None: the user's cache
+
+    def __post_init__(self) -> None:
+        for name in ("memory_mib", "workspace_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BackendError(f"{name} is {value}; it must be at least 1")
+
+
+def why_not(provider: str) -> str | None:
+    """Say what a provider (`CUDA`, `Tensorrt`) lacks here, and what installs it; None if nothing.
+
+    ONNX Runtime lists a provider as available once its file is there, whether it can be loaded or
+    not. So its libraries are tried one by one, and then the driver is asked for a GPU.
+    """
+    fault = _wheels() or _built(provider)
+    if fault is not None:
+        return fault
+    preload()
+    lacking = missing(provider_file(provider))
+    if lacking:
+        return f"{provider}ExecutionProvider lacks libraries\n{listing(lacking)}"
+    try:
+        find_gpu()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _wheels() -> str | None:
+    if find_spec("onnxruntime") is None:
+        return f"onnxruntime is not installed: pip install '{WHEEL}[cuda,cudnn]'"
+    both = [name for name in ("onnxruntime", WHEEL) if _installed(name)]
+    if len(both) > 1:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed, in one folder: "
+            f"pip uninstall onnxruntime {WHEEL}, then pip install '{WHEEL}[cuda,cudnn]'"
+        )
+    return None
+
+
+def _installed(wheel: str) -> bool:
+    try:
+        version(wheel)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _built(provider: str) -> str | None:
+    import onnxruntime
+
+    if f"{provider}ExecutionProvider" in onnxruntime.get_available_providers():
+        return None
+    return (
+        f"this onnxruntime {onnxruntime.__version__} has no {provider}ExecutionProvider: "
+        f"pip uninstall onnxruntime, then pip install '{WHEEL}[cuda,cudnn]'"
+    )
+
+
+def preload() -> None:
+    """Load CUDA's and cuDNN's libraries from their wheels, where the loader does not look."""
+    import onnxruntime
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints; `missing` says it by name
+        onnxruntime.preload_dlls()
+
+
+def provider_file(provider: str) -> Path:
+    """Give the shared library of a provider."""
+    import onnxruntime
+
+    folder = Path(str(onnxruntime.__file__)).parent / "capi"
+    return folder / f"libonnxruntime_providers_{provider.lower()}.so"
+
+
+def facts(provider: str) -> dict[str, str]:
+    """Give versions and the GPU, for people; it never fails."""
+    found = {}
+    for wheel in ("onnxruntime", WHEEL):
+        with contextlib.suppress(PackageNotFoundError):
+            found[wheel] = version(wheel)
+    try:
+        gpu = find_gpu()
+        found["gpu"] = f"{gpu.name}, compute capability {gpu.compute_capability}"
+        found["driver"] = f"CUDA {gpu.driver}"
+    except BackendError as error:
+        found["gpu"] = str(error)
+    if find_spec("onnxruntime") is not None and _built(provider) is None:
+        preload()
+        found["libraries"] = "; ".join(missing(provider_file(provider))) or "all there"
+    return found
+
+
+def require(provider: str) -> None:
+    """Raise BackendError, with what is missing, unless a provider can run here."""
+    fault = why_not(provider)
+    if fault is not None:
+        raise BackendError(fault)

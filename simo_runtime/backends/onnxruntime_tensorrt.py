@@ -1,0 +1,128 @@
+"""ONNX Runtime on an NVIDIA GPU, with its TensorRT provider.  Not run on a GPU yet.
+
+ONNX Runtime's wheel is linked against one major version of TensorRT (1.31 against 10), whatever
+version `pip install tensorrt` gives: `why_not` reads which one it is.
+
+The provider stands alone. With CUDA's beside it, a graph that TensorRT does not take would run
+there in silence; so it is refused.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from simo_runtime.backends import Joint
+from simo_runtime.backends.onnxruntime_captured import CapturedSession
+from simo_runtime.backends.onnxruntime_gpu import NO_CPU, GpuOptions, facts, require, why_not
+from simo_runtime.backends.onnxruntime_graph import Settings
+from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from simo_runtime.bundle import Bundle
+from simo_runtime.engines import default_root, private_folder
+from simo_runtime.gpu import find_gpu
+from simo_runtime.onnxfile import read_onnx
+
+PROVIDER = "TensorrtExecutionProvider"
+Shapes = dict[str, tuple[int, ...]]  # of a graph's inputs, without the batch
+
+
+class OnnxRuntimeTensorrt:
+    """The backend; it holds its options and nothing else."""
+
+    name = "onnxruntime-tensorrt"
+
+    def __init__(self, options: GpuOptions = GpuOptions()) -> None:  # noqa: B008  # it is frozen
+        self.options = options
+
+    def why_not(self) -> str | None:
+        return why_not("Tensorrt")
+
+    def facts(self) -> dict[str, str]:
+        return facts("Tensorrt")
+
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        precision: str = "fp32",
+        joint: Joint = "auto",
+        arena: bool = True,
+    ) -> OnnxRuntimeSession:
+        """Load a bundle; the first time on a machine its engines are built, which takes minutes."""
+        require("Tensorrt")
+        settings = Settings(
+            providers=((PROVIDER, self._options(bundle, precision)),),
+            threads=threads or 1,  # no node runs on the CPU
+            arena=arena,
+            config=NO_CPU,
+            device="cuda",
+        )
+        kind = CapturedSession if self.options.cuda_graph else OnnxRuntimeSession
+        return kind(bundle, settings, precision=precision, joint=joint)
+
+    def _options(self, bundle: Bundle, precision: str) -> tuple[tuple[str, str], ...]:
+        root = self.options.engines or default_root()
+        folder = private_folder(root, find_gpu(), f"onnxruntime-{cache_key(bundle, self.options)}")
+        return provider_options(self.options, input_shapes(bundle, precision), str(folder))
+
+
+def provider_options(
+    options: GpuOptions, shapes: Shapes, folder: str
+) -> tuple[tuple[str, str], ...]:
+    """Give the options of the TensorRT provider.
+
+    Engines and timings are kept in `folder`. The profile is given, so that an engine is built
+    once, when a session opens, and not again for each new batch in the middle of a run. Precision
+    is the graph's: no option changes it.
+    """
+    sizes = options.batches
+    found = {
+        "device_id": "0",
+        "trt_max_workspace_size": str(options.workspace_mib << 20),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+        "trt_cuda_graph_enable": str(int(options.cuda_graph)),
+        "trt_profile_min_shapes": profile(shapes, sizes.smallest),
+        "trt_profile_opt_shapes": profile(shapes, sizes.tuned),
+        "trt_profile_max_shapes": profile(shapes, sizes.largest),
+    }
+    return tuple(sorted(found.items()))
+
+
+def profile(shapes: Shapes, batch: int) -> str:
+    """Write shapes as the provider reads them: `image:1x280x378x3,tap3:1x541x768`."""
+    return ",".join(
+        f"{name}:{'x'.join(map(str, (batch, *shape)))}" for name, shape in sorted(shapes.items())
+    )
+
+
+def input_shapes(bundle: Bundle, precision: str) -> Shapes:
+    """Give the inputs of all graphs of a precision, without the batch: image and taps."""
+    shapes: Shapes = {}
+    for file in bundle.manifest.graph_files(precision).named().values():
+        for value in read_onnx(bundle.root / file).inputs:
+            shapes[value.name] = tuple(int(size) for size in value.shape[1:])
+    return shapes
+
+
+def cache_key(bundle: Bundle, options: GpuOptions) -> str:
+    """Hash what engines depend on.
+
+    ONNX Runtime's own names for engines depend on the graph and not on its weights: two bundles of
+    one recipe would be given each other's. So each bundle and each set of options has its folder.
+    """
+    import onnxruntime
+
+    content: dict[str, Any] = {
+        "files": {name: entry.sha256 for name, entry in bundle.manifest.files.items()},
+        "onnxruntime": onnxruntime.__version__,
+        "batches": vars(options.batches),
+        "workspace_mib": options.workspace_mib,
+        "cuda_graph": options.cuda_graph,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+BACKEND = OnnxRuntimeTensorrt()
