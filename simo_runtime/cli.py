@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,9 @@ def run(wish: Wish) -> int:
     from simo_runtime.sources import find
 
     bundle = wish.bundle or only_bundle()
-    source = find(wish.what, size=wish.frames, stdin=sys.stdin.buffer)
+    # Unbuffered: a thread that waits in a buffer of Python's would hold up the end of the process.
+    stdin = FileIO(0, closefd=False) if "-" in wish.what else None
+    source = find(wish.what, size=wish.frames, stdin=stdin)
     sinks = _sinks(wish, source)
     lanes = _lanes(wish, source)
     with _open(wish, bundle, source, lanes) as predict:

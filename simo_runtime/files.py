@@ -22,6 +22,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -32,9 +36,14 @@ def partial_name(path: Path) -> Path:
 
 
 def write_npy(path: Path, values: NDArray[np.generic]) -> Path:
-    """Write an array as .npy."""
+    """Write an array as .npy; ValueError for one of Python objects, which would need pickle."""
+    if values.dtype.hasobject:
+        raise ValueError(f"{path}: an array of objects would need pickle")
+    plain = np.ascontiguousarray(values)
     with whole(path) as partial, partial.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
+        # Not np.save: what it raises on a full disk has no reason in it.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(plain))
+        file.write(plain.data)
     return path
 
 

@@ -80,7 +80,8 @@ class Forms(PerImage):
         self.draws = bool({"jpg", "overlay"} & set(forms))
 
     def write(self, frame: Frame, scene: Scene) -> list[Path]:
-        self._out.mkdir(parents=True, exist_ok=True)
+        if self._forms:
+            self._out.mkdir(parents=True, exist_ok=True)
         files = [
             write_form(prediction, self._out, frame.name, form)
             for prediction in scene.values()

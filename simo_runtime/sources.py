@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -35,6 +35,14 @@ class Frame:
     origin: str  # for people
     image: Path | Pixels
     colours: Literal["RGB", "BGR"] | None = None  # of an array
+
+
+class Readable(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, count: int, /) -> bytes | None:
+        """Give at most `count` bytes; nothing at the end."""
+        ...
 
 
 class Source(Protocol):
@@ -163,7 +171,7 @@ class Pipe:
     total: int | None = None
     rate: float | None = None
 
-    def __init__(self, stream: BinaryIO, size: tuple[int, int]) -> None:
+    def __init__(self, stream: Readable, size: tuple[int, int]) -> None:
         high, wide = size
         if high < 1 or wide < 1 or high * wide > MAX_PIXELS:
             raise ImageError(f"frames of {wide} x {high} pixels cannot be read")
@@ -198,7 +206,7 @@ class Chain:
 
 
 def find(
-    what: Sequence[str], *, size: tuple[int, int] | None = None, stdin: BinaryIO | None = None
+    what: Sequence[str], *, size: tuple[int, int] | None = None, stdin: Readable | None = None
 ) -> Source:
     """Tell files, folders, patterns, videos, cameras, streams and `-` apart, and open them.
 
@@ -225,7 +233,7 @@ def find(
     return sources[0] if len(sources) == 1 else Chain(sources)
 
 
-def _special(one: str, size: tuple[int, int] | None, stdin: BinaryIO | None) -> Source | None:
+def _special(one: str, size: tuple[int, int] | None, stdin: Readable | None) -> Source | None:
     """Open what is no file."""
     if one == STDIN:
         if size is None or stdin is None:
@@ -276,7 +284,7 @@ def numbered(name: str, index: int) -> str:
     return f"{name}.{index:06d}"
 
 
-def read_fully(stream: BinaryIO, count: int) -> bytes:
+def read_fully(stream: Readable, count: int) -> bytes:
     """Read `count` bytes, or fewer at the end: a pipe gives them in pieces."""
     parts, missing = [], count
     while missing and (part := stream.read(missing)):

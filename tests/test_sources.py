@@ -194,7 +194,7 @@ class TestPipes:
             for part in (frames.tobytes()[:50], frames.tobytes()[50:]):
                 out.write(part)
         with os.fdopen(read, "rb", buffering=0) as stream:
-            found = list(Pipe(stream, (4, 6)))  # type: ignore[arg-type]
+            found = list(Pipe(stream, (4, 6)))
         assert [frame.name for frame in found] == [f"stdin.00000{index}" for index in range(3)]
         np.testing.assert_array_equal(np.stack([frame.image for frame in found]), frames)
 
