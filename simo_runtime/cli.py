@@ -1,22 +1,71 @@
-"""simo-infer: photos in, predictions on disk.  Heavy imports wait until it runs."""
+"""simo-infer: pictures in, predictions on disk.  Heavy imports wait until it runs."""
 
+import os
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from simo_runtime.errors import BundleError, ImageError, SimoError
+from simo_runtime.errors import BundleError, SimoError
 
 if TYPE_CHECKING:
-    from simo_runtime.predictor import Prediction
+    from simo_runtime.backends import Joint
+    from simo_runtime.pipeline import Outcome, Pipeline
+    from simo_runtime.predictor import Predictor
+    from simo_runtime.sinks import Sink
+    from simo_runtime.sources import Source
 
 BUNDLES = Path("bundles")
+FEW = 20  # pictures, each of which is summed up in words
+INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the options ask for."""
+
+    what: tuple[str, ...]
+    bundle: Path | None
+    tasks: str | None
+    out: Path
+    forms: tuple[str, ...]
+    video: Path | None
+    lines: str | None
+    backend: str | None
+    precision: str
+    joint: str
+    threads: int | None
+    batch: int
+    frames: tuple[int, int] | None
+
+    def names(self) -> list[str] | None:
+        """Give the names of the tasks, None for all."""
+        return None if self.tasks is None else [name.strip() for name in self.tasks.split(",")]
+
+
+def _frames(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Read WIDTHxHEIGHT as (height, width)."""
+    if value is None:
+        return None
+    wide, _, high = value.partition("x")
+    if not all(side.isascii() and side.isdigit() and 0 < len(side) < 7 for side in (wide, high)):
+        raise click.BadParameter(f"{value!r}; it must be WIDTHxHEIGHT, as in 640x480")
+    return int(high), int(wide)
+
+
+def _forms(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(form.strip() for form in value.split(",") if form.strip()))
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1)
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
@@ -32,28 +81,78 @@ BUNDLES = Path("bundles")
     help="Folder to write to.",
 )
 @click.option(
-    "--raw",
-    type=click.Choice(["npy", "png"]),
-    default="npy",
+    "--write",
+    "forms",
+    default="npy,jpg",
     show_default=True,
-    help="Form of the raw values; png is 8-bit classes, 16-bit millimetres, 8-bit normals, ...",
+    callback=_forms,
+    help="What to write for each picture: npy (values), png (values in 8 or 16 bits, depth in mm), "
+    "jpg (colours over the photo), colour (colours alone), overlay (one picture with legends).",
 )
-def main(
-    images: tuple[Path, ...], bundle: Path | None, tasks: str | None, out: Path, raw: str
-) -> None:
+@click.option(
+    "--video",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write overlays as a video.",
+)
+@click.option(
+    "--json",
+    "lines",
+    type=click.Path(allow_dash=True),
+    help="Also write statistics, a line of JSON for each picture; - for standard output.",
+)
+@click.option("--backend", help="What to run on.  [default: the first that can run here]")
+@click.option("--precision", default="fp32", show_default=True, help="One that the bundle has.")
+@click.option(
+    "--joint",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    help="Run all tasks in one graph; auto times it once on a machine.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all that are available]"
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1, max=1024),
+    default=1,
+    show_default=True,
+    help="Pictures in one pass: more for throughput on a GPU, 1 for the shortest delay.",
+)
+@click.option(
+    "--frames", callback=_frames, metavar="WxH", help="Size of raw RGB frames from standard input."
+)
+@click.option("--doctor", is_flag=True, help="Say what of this machine can be used, and stop.")
+def main(images: tuple[str, ...], doctor: bool, **options: object) -> None:
     """Predict every task for IMAGES with one pass through the shared encoder.
 
-    Writes <image>.<task>.npy (classes uint8; depth float32 in metres; normals float32 unit vectors,
-    x right, y down, z forward; other kinds float32) and <image>.<task>.jpg, a coloured picture,
-    for each task.
+    IMAGES are pictures, folders, patterns, videos, camera:0, rtsp://..., or - for raw RGB frames
+    from standard input.
+
+    Values are: classes uint8; depth float32 in metres; normals float32 unit vectors, x right,
+    y down, z forward; other kinds float32.
     """
+    wish = Wish(what=images, **options)  # type: ignore[arg-type]  # click has checked them
     try:
-        failed = run(images, bundle or only_bundle(), tasks=tasks, out=out, raw=raw)
+        if doctor:
+            examine(wish)
+            return
+        if not images:
+            raise click.UsageError("Missing argument 'IMAGES...'.")
+        code = run(wish)
     except SimoError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from error
-    sys.exit(1 if failed else 0)
+        where = error.filename or wish.out
+        raise click.ClickException(f"{where}: {error.strerror or error}") from error
+    sys.exit(code)
+
+
+def examine(wish: Wish) -> None:
+    """Print what the doctor finds; with --bundle, also whether it opens."""
+    from simo_runtime.doctor import examine, table
+
+    click.echo(table(examine(wish.bundle)))
 
 
 def only_bundle() -> Path:
@@ -71,36 +170,156 @@ def only_bundle() -> Path:
     )
 
 
-def run(images: Sequence[Path], bundle: Path, *, tasks: str | None, out: Path, raw: str) -> int:
-    """Predict and write image by image; give the number of images that could not be read."""
-    from simo_runtime.predictor import Predictor
-    from simo_runtime.sinks import names_of, write
+def run(wish: Wish) -> int:
+    """Predict and write picture by picture; give the exit code."""
+    # FFmpeg's own lines would stand between ours; what is wrong is said by the error.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from simo_runtime.sources import find
 
-    stems = names_of(images)
-    wanted = None if tasks is None else [name.strip() for name in tasks.split(",")]
-    failed = 0
-    with Predictor.open(bundle) as predict:
+    bundle = wish.bundle or only_bundle()
+    # Unbuffered: a thread that waits in a buffer of Python's would hold up the end of the process.
+    stdin = FileIO(0, closefd=False) if "-" in wish.what else None
+    source = find(wish.what, size=wish.frames, stdin=stdin)
+    sinks = _sinks(wish, source)
+    lanes = _lanes(wish, source)
+    with _open(wish, bundle, source, lanes) as predict:
         if predict.bundle.manifest.random_weights:
             click.echo(f"Note: {bundle} has random weights, its predictions mean nothing", err=True)
-        for task in wanted or []:
-            predict.bundle.manifest.task(task)  # a wrong name stops before any work
-        for image, stem in zip(images, stems, strict=True):
-            try:
-                predictions = predict(image, tasks=wanted)
-            except ImageError as error:
-                click.echo(f"Error: {error}", err=True)
-                failed += 1
-                continue
-            for prediction in predictions.values():
-                write(prediction, out, stem, raw=raw)
-            tell(image, out / stem, list(predictions.values()), raw)
-    return failed
+        pipeline = _pipeline(wish, predict, sinks, lanes)
+        return _watched(wish, pipeline, source, sinks)
 
 
-def tell(image: Path, target: Path, predictions: Sequence["Prediction"], raw: str) -> None:
+def _open(wish: Wish, bundle: Path, source: "Source", lanes: int) -> "Predictor":
+    from simo_runtime.predictor import Predictor
+
+    # Timing two ways to run is not worth it for a picture or two.
+    few = source.total is not None and source.total < FEW
+    joint: Joint = False if few else "auto"
+    return Predictor.open(
+        bundle,
+        backend=wish.backend,
+        precision=wish.precision,
+        joint=joint if wish.joint == "auto" else wish.joint == "yes",
+        threads=wish.threads or (1 if lanes > 1 else None),
+    )
+
+
+def _lanes(wish: Wish, source: "Source") -> int:
+    """Give the passes that run at the same time: on CPUs one each, if there is enough to do."""
+    from simo_runtime.cpus import available_cpus
+
+    cpus = available_cpus()
+    many = not source.live and (source.total is None or source.total >= 2 * cpus)
+    alone = wish.threads is None and wish.batch == 1
+    return cpus if many and alone and wish.backend in (None, "onnxruntime-cpu") else 1
+
+
+def _pipeline(wish: Wish, predict: "Predictor", sinks: Sequence["Sink"], lanes: int) -> "Pipeline":
+    import cv2
+
+    from simo_runtime.pipeline import Pipeline
+
+    if lanes > 1:
+        cv2.setNumThreads(1)  # every CPU has a picture of its own already
+    reduced = not any(sink.draws for sink in sinks)
+    names = wish.names()
+    return Pipeline(
+        predict, tasks=names, sinks=sinks, batch=wish.batch, lanes=lanes, reduced=reduced
+    )
+
+
+def _sinks(wish: Wish, source: "Source") -> list["Sink"]:
+    from simo_runtime.sinks import Forms, Lines, Video
+
+    sinks: list[Sink] = [Forms(wish.out, wish.forms)]
+    if wish.video is not None:
+        sinks.append(Video(wish.video, source.rate))
+    if wish.lines is not None:
+        sinks.append(Lines(sys.stdout if wish.lines == "-" else Path(wish.lines)))
+    return sinks
+
+
+def _watched(wish: Wish, pipeline: "Pipeline", source: "Source", sinks: Sequence["Sink"]) -> int:
+    """Run, tell how far it is, and keep what is done when somebody presses Ctrl-C."""
+    progress = Progress(source.total)
+    interrupted = False
+    outcomes = pipeline.run(source)
+    try:
+        for outcome in outcomes:
+            progress.one(outcome)
+            if outcome.error is not None:
+                progress.say(f"Error: {outcome.error}")
+            elif wish.lines != "-":
+                tell(outcome, wish, in_words=source.total is not None and source.total < FEW)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        outcomes.close()
+        finished = [path for sink in sinks for path in sink.close()]
+    for path in finished:
+        click.echo(f"{path}", err=wish.lines == "-")
+    progress.end(interrupted=interrupted)
+    return INTERRUPTED if interrupted else 1 if progress.failed else 0
+
+
+def tell(outcome: "Outcome", wish: Wish, *, in_words: bool) -> None:
     """Print what was predicted, and where it is (as a pattern that a shell expands)."""
-    names = ",".join(prediction.task.name for prediction in predictions)
-    tasks = f"{{{names}}}" if len(predictions) > 1 else names
-    click.echo(f"{image} -> {target}.{tasks}.{{{raw},jpg}}")
-    for prediction in predictions:
+    scene = outcome.scene or {}
+    target = wish.out / outcome.frame.name
+    names = [prediction.task.name for prediction in scene.values()]
+    forms = ["colour.png" if form == "colour" else form for form in wish.forms if form != "overlay"]
+    written = [f"{target}.{_either(names)}.{_either(forms)}"] if forms else []
+    written += [f"{target}.overlay.png"] if "overlay" in wish.forms else []
+    click.echo(f"{outcome.frame.origin} -> {' '.join(written) or 'done'}")
+    for prediction in scene.values() if in_words else ():
         click.echo(f"  {prediction.task.name:<10}{prediction.summary()}")
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{{{','.join(names)}}}" if len(names) > 1 else names[0]
+
+
+class Progress:
+    """Says on stderr how far the work is: a line that changes, or one a while without a terminal.
+
+    Nothing is said of work that takes no time.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self.done = self.failed = 0
+        self._total = total
+        self._terminal = sys.stderr.isatty()
+        self._pause = 0.2 if self._terminal else 10.0
+        self._start = self._last = time.monotonic()
+
+    def one(self, outcome: "Outcome") -> None:
+        """Count one frame."""
+        self.done += 1
+        self.failed += outcome.error is not None
+        now = time.monotonic()
+        if now - self._last >= self._pause:
+            self._last = now
+            self._show(end=not self._terminal)
+
+    def say(self, line: str) -> None:
+        """Print a line of its own."""
+        click.echo(f"{self._clear()}{line}", err=True)
+
+    def end(self, *, interrupted: bool) -> None:
+        """Sum up, if it was more than a picture or two."""
+        if interrupted:
+            self.say(f"Stopped; what was written is whole: {self._state()}")
+        elif self._total is None or self._total >= FEW:
+            self.say(self._state())
+
+    def _show(self, *, end: bool) -> None:
+        click.echo(f"{self._clear()}{self._state()}", err=True, nl=end)
+
+    def _clear(self) -> str:
+        return "\r\x1b[K" if self._terminal else ""
+
+    def _state(self) -> str:
+        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        of = "" if self._total is None else f" of {self._total}"
+        bad = f", {self.failed} failed" if self.failed else ""
+        return f"{self.done}{of} pictures{bad}, {rate:.1f} a second"

@@ -221,7 +221,7 @@ def _essential(data: bytes) -> bytes:
 
 def _decode(data: bytes, path: Path, how: int) -> Pixels:
     try:
-        with _QUIET():
+        with QUIET():
             bgr = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error:
         bgr = None
@@ -230,7 +230,7 @@ def _decode(data: bytes, path: Path, how: int) -> Pixels:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-class _Quiet:
+class Quiet:
     """Keeps OpenCV from logging what ImageError says already.
 
     The level belongs to the process, so the first thread to come in lowers it and the last to
@@ -257,4 +257,4 @@ class _Quiet:
                     cv2.utils.logging.setLogLevel(self._before)
 
 
-_QUIET = _Quiet()
+QUIET = Quiet()

@@ -1,6 +1,9 @@
 """simo-infer: what it writes, what it says, and how it fails."""
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
+from tests.test_sources import write_video
 
 COMMAND = Path(sys.executable).parent / "simo-infer"
 
@@ -50,7 +55,7 @@ def test_tasks_are_chosen_by_name(workplace: Path) -> None:
 
 def test_png_holds_the_same_values(workplace: Path) -> None:
     infer("room.jpg", "-o", "npy", cwd=workplace)
-    infer("room.jpg", "-o", "png", "--raw", "png", cwd=workplace)
+    infer("room.jpg", "-o", "png", "--write", "png", cwd=workplace)
     metres = np.load(workplace / "npy" / "room.depth.npy")
     millimetres = cv2.imread(str(workplace / "png" / "room.depth.png"), cv2.IMREAD_UNCHANGED)
     assert millimetres is not None
@@ -148,6 +153,162 @@ def test_an_output_folder_that_is_a_file_gets_one_line(workplace: Path) -> None:
     assert told.returncode == 2
     assert "Traceback" not in told.stderr
     assert (workplace / "out").read_text() == "mine"
+
+
+@pytest.fixture
+def album(workplace: Path) -> Path:
+    """A folder of 30 photos, one of them no photo."""
+    (workplace / "album").mkdir()
+    for number in range(30):
+        shutil.copy(workplace / "room.jpg", workplace / "album" / f"{number:02d}.jpg")
+    (workplace / "album" / "07.jpg").write_text("no")
+    return workplace
+
+
+def test_a_folder_keeps_its_order_names_what_is_bad_and_sums_up(album: Path) -> None:
+    told = infer("album", "-o", "out", "--write", "npy", "--json", "a.jsonl", cwd=album)
+    assert told.returncode == 1
+    assert "07.jpg: not a JPEG" in told.stderr
+    assert "30 of 30 pictures, 1 failed" in told.stderr
+    lines = [json.loads(line) for line in (album / "a.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"{number:02d}" for number in range(30)]
+    assert [line["name"] for line in lines if "error" in line] == ["07"]
+    assert len(list((album / "out").iterdir())) == 29 * 3
+    first, last = (np.load(album / "out" / f"{name}.depth.npy") for name in ("00", "29"))
+    np.testing.assert_array_equal(first, last)
+
+
+def test_a_batch_gives_what_single_pictures_give(album: Path) -> None:
+    infer("album", "-o", "one", "--write", "npy", cwd=album)
+    infer("album", "-o", "four", "--write", "npy", "--batch", "4", cwd=album)
+    for task in ("depth", "normals"):
+        one, four = (np.load(album / out / f"11.{task}.npy") for out in ("one", "four"))
+        np.testing.assert_allclose(one, four, atol=1e-4)
+
+
+def test_lines_on_standard_output_stand_there_alone(workplace: Path) -> None:
+    told = infer("room.jpg", "-o", "out", "--json", "-", "--write", "", cwd=workplace)
+    assert told.returncode == 0
+    assert json.loads(told.stdout)["tasks"]["depth"]["kind"] == "depth"
+    assert not (workplace / "out").exists()
+
+
+def test_raw_frames_come_through_a_pipe(workplace: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3), np.uint8)
+    told = subprocess.run(
+        [COMMAND, "-", "--frames", "16x12", "--write", "png", "-o", "out"],
+        cwd=workplace,
+        input=frames.tobytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    written = sorted(path.name for path in (workplace / "out").glob("*.depth.png"))
+    assert written == [f"stdin.00000{index}.depth.png" for index in range(3)]
+
+
+def test_a_video_comes_back_as_a_video(workplace: Path) -> None:
+    write_video(workplace / "clip.mp4", 4)
+    told = infer("clip.mp4", "--write", "overlay", "--video", "out.mp4", cwd=workplace)
+    assert told.returncode == 0, told.stderr
+    capture = cv2.VideoCapture(str(workplace / "out.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    assert (workplace / "predictions" / "clip.000003.overlay.png").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is SIGINT on POSIX")
+def test_ctrl_c_keeps_what_is_done(workplace: Path) -> None:
+    read, write = os.pipe()
+    command = [COMMAND, "-", "--frames", "16x12", "--write", "npy", "--json", "lines.jsonl"]
+    with subprocess.Popen(
+        [*command, "--video", "out.mp4"],
+        cwd=workplace,
+        stdin=read,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(read)
+        assert process.stdout is not None
+        os.write(write, bytes(range(192)) * 3 * 2)
+        lines = [process.stdout.readline() for _ in range(2)]  # two are written; it waits for more
+        assert "stdin.000001" in lines[1]
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        os.close(write)
+    assert process.returncode == 130
+    assert "Stopped; what was written is whole: 2 pictures" in told
+    assert "Traceback" not in told
+    assert len((workplace / "lines.jsonl").read_text().splitlines()) == 2
+    assert cv2.VideoCapture(str(workplace / "out.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert np.load(workplace / "predictions" / "stdin.000001.depth.npy").shape == (12, 16)
+    hidden = [path for path in workplace.rglob(".*") if path.is_file()]
+    assert hidden == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+def test_a_full_disk_gets_one_line_and_leaves_no_half_file(workplace: Path) -> None:
+    # A file may grow to 50 kB: the depth of a room is larger.
+    limited = "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+    limited += "from simo_runtime.cli import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", limited, "room.jpg", "-o", "out", "--write", "npy"],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert "Traceback" not in told.stderr
+    assert "File too large" in told.stderr
+    assert [path.name for path in (workplace / "out").iterdir()] == ["room.seg.npy"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
+def test_a_kill_leaves_no_half_file_under_a_final_name(album: Path) -> None:
+    with subprocess.Popen(
+        [COMMAND, *["album/*.jpg"], "-o", "out", "--write", "npy"],
+        cwd=album,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    for path in (album / "out").glob("[!.]*"):
+        assert np.load(path).shape[:2] == (120, 160)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--write", "pgn"), "did you mean 'png'"),
+        (("--frames", "640"), "it must be WIDTHxHEIGHT"),
+        (("--frames", "0x0"), "cannot be read"),
+        (("--backend", "tensor"), "unknown backend 'tensor'"),
+        (("--precision", "fp61"), "unknown precision 'fp61'"),
+        (("--batch", "0"), "--batch"),
+        (("--video", "out.gif"), "a video is one of"),
+    ],
+)
+def test_a_wrong_option_says_what_is_allowed(
+    workplace: Path, options: tuple[str, ...], told: str
+) -> None:
+    image = "-" if "--frames" in options else "room.jpg"
+    found = infer(image, *options, "-o", "out", cwd=workplace)
+    assert found.returncode in (1, 2)
+    assert told in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (workplace / "out").exists()
+
+
+def test_without_images_it_says_how_it_is_used(tmp_path: Path) -> None:
+    told = infer(cwd=tmp_path)
+    assert told.returncode == 2
+    assert "Missing argument 'IMAGES...'" in told.stderr
 
 
 def test_help_is_instant(tmp_path: Path) -> None:

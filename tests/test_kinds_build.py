@@ -17,7 +17,7 @@ from simo_build.progress import Silent
 from simo_build.sources import UNTARGETED
 from simo_runtime.bundle import Bundle
 from simo_runtime.predictor import Predictor
-from simo_runtime.sinks import write
+from simo_runtime.sinks import write_form
 from simo_runtime.tasks import KINDS
 from tests.datasets import Array, save
 
@@ -116,9 +116,8 @@ def test_predictions_of_every_kind_are_drawn_and_written(
     assert prediction.values.shape == ((50, 60, 3) if entry.channels == 3 else (50, 60))
     assert np.isfinite(prediction.values).all()
     assert prediction.summary()
-    for raw in ("npy", "png"):
-        for path in write(prediction, tmp_path, "photo", raw=raw):
-            assert path.stat().st_size > 0
+    for form in ("npy", "png", "jpg", "colour"):
+        assert write_form(prediction, tmp_path, "photo", form).stat().st_size > 0
     pixels = cv2.imread(str(tmp_path / f"photo.{kind}.png"), cv2.IMREAD_UNCHANGED)
     assert pixels is not None
     assert pixels.shape == prediction.values.shape

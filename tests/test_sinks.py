@@ -1,5 +1,7 @@
 """Files out: values come back as they were, and a file is there whole or not at all."""
 
+import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simo_runtime.errors import ImageError
+from simo_runtime.errors import ImageError, UnknownNameError
+from simo_runtime.files import write_image, write_npy
 from simo_runtime.predictor import Prediction
-from simo_runtime.sinks import as_png, names_of, write, write_image, write_npy
+from simo_runtime.sinks import Call, Forms, Lines, Video, as_png, write_form
+from simo_runtime.sources import Frame
+from simo_runtime.statistics import statistics
 from simo_runtime.tasks import TaskSpec
 
 SPECS = {
@@ -37,6 +42,14 @@ every_task = pytest.mark.parametrize("task", SPECS)
 def predict(task: str, values: NDArray[Any] | None = None) -> Prediction:
     found = VALUES[task] if values is None else values
     return Prediction(SPECS[task], found, np.full((*found.shape[:2], 3), 90, np.uint8))
+
+
+def write(prediction: Prediction, out: Path, stem: str, *, raw: str) -> list[Path]:
+    return Forms(out, (raw, "jpg")).write(frame(stem), {prediction.task.name: prediction})
+
+
+def frame(stem: str) -> Frame:
+    return Frame(stem, f"{stem}.jpg", Path(f"{stem}.jpg"))
 
 
 def read_png(path: Path) -> NDArray[Any]:
@@ -169,13 +182,115 @@ class TestAFailureInBetween:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestNames:
-    def test_are_the_stems(self) -> None:
-        assert names_of([Path("a/one.jpg"), Path("two.x.png")]) == ["one", "two.x"]
+def scene(shade: int = 90, *, size: tuple[int, int] = (60, 80)) -> dict[str, Prediction]:
+    photo = np.full((*size, 3), shade, np.uint8)
+    values: dict[str, NDArray[Any]] = {
+        "seg": np.tile(np.array([0, 2], np.uint8), (size[0], size[1] // 2)),
+        "depth": np.full(size, 2.5, np.float32),
+        "normals": np.tile(np.array((0, 0, -1), np.float32), (*size, 1)),
+    }
+    return {name: Prediction(SPECS[name], values[name], photo) for name in values}
+
+
+class TestForms:
+    def test_colours_stand_alone_in_a_png(self, tmp_path: Path) -> None:
+        prediction = predict("seg")
+        file = write_form(prediction, tmp_path, "photo", "colour")
+        assert file.name == "photo.seg.colour.png"
+        np.testing.assert_array_equal(read_png(file), prediction.colours())
+
+    def test_an_overlay_is_one_picture_of_all_tasks(self, tmp_path: Path) -> None:
+        files = Forms(tmp_path, ("overlay",)).write(frame("photo"), scene())
+        assert [file.name for file in files] == ["photo.overlay.png"]
+        assert read_png(files[0]).ndim == 3
+
+    def test_another_form_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(UnknownNameError, match="form of output 'pgn'; did you mean 'png'"):
+            Forms(tmp_path, ("pgn",))
 
     @pytest.mark.parametrize(
-        ("first", "second"), [("a/x.jpg", "b/x.jpg"), ("x.jpg", "x.png"), ("x.jpg", "x.jpg")]
+        ("forms", "draws"), [(("npy", "png", "colour"), False), (("jpg",), True), ((), False)]
     )
-    def test_that_are_the_same_are_refused(self, first: str, second: str) -> None:
-        with pytest.raises(ImageError, match=r"several images would write the same files:\n  x\n"):
-            names_of([Path(first), Path("other.jpg"), Path(second)])
+    def test_only_what_draws_the_photo_says_so(self, forms: tuple[str, ...], draws: bool) -> None:
+        assert Forms(Path("out"), forms).draws is draws
+
+
+class TestLines:
+    def test_are_json_with_statistics_or_an_error(self, tmp_path: Path) -> None:
+        sink = Lines(tmp_path / "new" / "lines.jsonl")
+        sink.write(frame("a"), scene())
+        sink.missed(frame("b"), ImageError("b.jpg: damaged"))
+        assert not (tmp_path / "new" / "lines.jsonl").exists()  # it is not whole yet
+        assert sink.close() == [tmp_path / "new" / "lines.jsonl"]
+        first, second = map(json.loads, (tmp_path / "new" / "lines.jsonl").read_text().splitlines())
+        assert (first["name"], first["size"]) == ("a", [60, 80])
+        assert first["tasks"]["seg"]["shares"] == {"a": 0.5, "c": 0.5}
+        assert first["tasks"]["depth"]["p50"] == 2.5
+        assert first["tasks"]["depth"]["unit"] == "m"
+        assert first["tasks"]["normals"]["mean"] == [0.0, 0.0, -1.0]
+        assert second == {"name": "b", "origin": "b.jpg", "error": "b.jpg: damaged"}
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["lines.jsonl"]
+
+    def test_a_stream_gets_its_lines_at_once(self) -> None:
+        stream = StringIO()
+        Lines(stream).write(frame("a"), scene())
+        assert json.loads(stream.getvalue())["name"] == "a"
+
+    def test_without_a_frame_there_is_no_file(self, tmp_path: Path) -> None:
+        assert Lines(tmp_path / "lines.jsonl").close() == []
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestVideo:
+    def test_holds_an_overlay_a_frame(self, tmp_path: Path) -> None:
+        sink = Video(tmp_path / "out.mp4", 10.0)
+        for shade in (40, 90, 140):
+            sink.write(frame("a"), scene(shade))
+        assert not (tmp_path / "out.mp4").exists()
+        assert sink.close() == [tmp_path / "out.mp4"]
+        assert sink.close() == []
+        assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+        capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+        frames = []
+        while (read := capture.read())[0]:
+            frames.append(read[1])
+        assert len(frames) == 3
+        assert frames[2].mean() > frames[0].mean()
+
+    def test_a_picture_of_another_shape_is_refused_and_the_video_kept(self, tmp_path: Path) -> None:
+        sink = Video(tmp_path / "out.avi", None)
+        sink.write(frame("a"), scene())
+        with pytest.raises(ImageError, match=r"b\.jpg: a picture of another shape"):
+            sink.write(frame("b"), scene(size=(60, 40)))
+        sink.close()
+        assert (tmp_path / "out.avi").is_file()
+
+    def test_another_kind_of_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match=r"a video is one of \.mp4"):
+            Video(tmp_path / "out.gif", None)
+
+
+def test_a_call_gets_every_frame_and_scene() -> None:
+    got = []
+    Call(lambda frame, scene: got.append((frame.name, list(scene)))).write(frame("a"), scene())
+    assert got == [("a", ["seg", "depth", "normals"])]
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"), [("depth", np.nan), ("disparity", np.inf), ("normals", np.nan)]
+)
+def test_statistics_leave_out_what_is_no_number(task: str, changed: float) -> None:
+    values = VALUES[task].astype(np.float32).copy()
+    values[0, 0] = changed
+    found = statistics(predict(task, values))
+    assert found["known"] == pytest.approx(5 / 6)
+    assert np.isfinite(found["mean"]).all()
+    assert json.loads(json.dumps(found)) == found
+    nothing = statistics(predict(task, np.full_like(values, np.nan)))
+    assert nothing["known"] == 0
+
+
+def test_percentiles_by_hand() -> None:
+    # 0 .. 100 evenly: the p-th percentile is p
+    found = statistics(predict("depth", np.arange(101, dtype=np.float32)[None]))
+    assert [found[f"p{at:02d}"] for at in (1, 25, 50, 75, 99)] == [1, 25, 50, 75, 99]

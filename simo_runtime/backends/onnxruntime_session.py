@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from simo_runtime.backends import Joint, Pixels
 from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_graph
 from simo_runtime.bundle import Bundle
-from simo_runtime.errors import BackendError, BundleError, unknown
+from simo_runtime.errors import BackendError, BundleError
+from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 from simo_runtime.remembered import recall, remember
 
-ENCODER, JOINT, IMAGE = "encoder", "joint", "image"
 PAIRS, SECONDS = 3, 2.0  # of the measurement that chooses: at most so many runs each, so much time
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,7 +36,7 @@ class OnnxRuntimeSession:
         self, bundle: Bundle, settings: Settings, *, precision: str = "fp32", joint: Joint = "auto"
     ) -> None:
         self._bundle, self._settings, self._precision = bundle, settings, precision
-        self._names = names(bundle, precision)
+        self._names = bundle.manifest.graph_files(precision).named()
         self._tasks = frozenset(task.name for task in bundle.manifest.tasks)
         self._lock = threading.Lock()
         self._open: dict[str, OpenGraph] | None = {}
@@ -99,7 +99,7 @@ class OnnxRuntimeSession:
             raise BackendError(f"{self._bundle.root}: the predictor is closed; open it again")
         if name not in graphs:
             self._untouched()
-            path = self._bundle.root / self._names[name]
+            path = self._bundle.graph(name, self._precision)
             entry = self._bundle.manifest.files[path.name]
             # Two threads may both come here; they are given the same graph.
             graphs.setdefault(
@@ -130,13 +130,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Let go of the graphs; those that nobody else uses are closed."""
         self._open = None
-
-
-def names(bundle: Bundle, precision: str) -> dict[str, str]:
-    """Give the graphs of a precision by `encoder`, `joint` and the tasks' names."""
-    if precision != "fp32":
-        raise unknown("precision", precision, ["fp32"])
-    return {name: f"{name}.onnx" for name in (ENCODER, *(t.name for t in bundle.manifest.tasks))}
 
 
 Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns

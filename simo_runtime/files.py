@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all: written under another name, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from simo_runtime.errors import ImageError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name to write to; after the block it becomes `path`, after an error it is gone.
+
+    The suffix stays, because encoders look at it.
+    """
+    partial = partial_name(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """Give the hidden name beside a path under which this process writes it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+def write_npy(path: Path, values: NDArray[np.generic]) -> Path:
+    """Write an array as .npy; ValueError for one of Python objects, which would need pickle."""
+    if values.dtype.hasobject:
+        raise ValueError(f"{path}: an array of objects would need pickle")
+    plain = np.ascontiguousarray(values)
+    with whole(path) as partial, partial.open("wb") as file:
+        # Not np.save: what it raises on a full disk has no reason in it.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(plain))
+        file.write(plain.data)
+    return path
+
+
+def write_image(path: Path, pixels: NDArray[np.generic]) -> Path:
+    """Write pixels (grey or BGR) in the format that the file's suffix names."""
+    encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(pixels))
+    if not encoded:
+        raise ImageError(f"{path}: OpenCV cannot encode {pixels.dtype} {pixels.shape}")
+    with whole(path) as partial:
+        partial.write_bytes(data.data)
+    return path
