@@ -3,7 +3,7 @@
 Shapes: n images, S tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,27 +17,35 @@ from simo_build.room import room_for
 BATCH = 16
 
 
-@torch.inference_mode()
-def compute_features(
+def chunks(
     encoder: Encoder, samples: Samples, *, label: str, progress: Progress, bf16: bool = False
-) -> list[Tensor]:
-    """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap.
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Give the taps, float32 (B, S, D) each, of some images after others, and which these are.
 
     With `bf16` the encoder computes in that precision, as training does.
     """
     encoder.eval()
     device = encoder.mean.device
-    whole: list[Tensor] = []
     starts = range(0, len(samples), BATCH)
     for start in progress.track(starts, f"features of {label}", total=len(starts)):
-        pixels = torch.from_numpy(samples.images[start : start + BATCH]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        rows = slice(start, start + BATCH)
+        pixels = torch.from_numpy(samples.images[rows]).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             taps = encoder(pixels)
+        yield rows, [tap.float() for tap in taps]
+
+
+def compute_features(
+    encoder: Encoder, samples: Samples, *, label: str, progress: Progress
+) -> list[Tensor]:
+    """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap."""
+    whole: list[Tensor] = []
+    for rows, taps in chunks(encoder, samples, label=label, progress=progress):
         if not whole:
             shapes = [(len(samples), *tap.shape[1:]) for tap in taps]
             whole = [torch.from_numpy(room_for(shape, np.float32)) for shape in shapes]
         for store, tap in zip(whole, taps, strict=True):
-            store[start : start + len(tap)] = tap.cpu()
+            store[rows] = tap.cpu()
     return whole
 
 

@@ -135,13 +135,10 @@ class Workshop:
         part.samples = Splits(lambda role: _with_truths(self.samples[role], tasks))
         return part
 
-    def features(
-        self, weights: StateDict, samples: Samples, label: str, *, bf16: bool = False
-    ) -> list[torch.Tensor]:
+    def features(self, weights: StateDict, samples: Samples, label: str) -> list[torch.Tensor]:
         """Compute the features of a split with some encoder weights."""
         self.encoder.load(weights, source=label, adapters=True)
-        progress = self.stages.progress
-        return compute_features(self.encoder, samples, label=label, progress=progress, bf16=bf16)
+        return compute_features(self.encoder, samples, label=label, progress=self.stages.progress)
 
     def heads(self, weights: Mapping[str, StateDict] | None = None) -> dict[str, Head]:
         """Make the heads with the weights given, or with random ones."""

@@ -15,8 +15,8 @@ from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.merging import merge
 from simo_build.progress import Progress, Silent
-from simo_build.realign import STEPS, bench, joint, shared_encoder
-from simo_build.realign.joint import by_output
+from simo_build.realign import STEPS, bench, joint, shared_encoder, teachers
+from simo_build.realign.teachers import asked, by_output, compared
 from simo_build.stages import Result
 from simo_build.statedict import part
 from simo_build.steps import DistillStep
@@ -226,16 +226,16 @@ def test_fresh_views_are_others_in_every_epoch_and_the_same_when_it_is_gone_on_w
 def test_a_mirrored_teacher_says_the_same_of_both_sides(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joint, "THIN", 1)  # the same pixels are compared on both sides
+    monkeypatch.setattr(teachers, "THIN", 1)  # the same pixels are compared on both sides
     work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}))
     own = work.samples["realign"]
     tools = bench.Bench(work)
     both, head = tools.mirrored(own), work.expert_heads()["normals"]
-    taps = work.features(work.experts["normals"].encoder, both, "normals")
+    answers, taps = asked(work, "normals", head, both, bf16=False, features=True)
     kind = TORCH_KINDS["normals"]
-    term = by_output(kind, head, taps, mirror=True)
+    term = by_output(kind, answers, mirror=True)
     index = torch.arange(len(own))
-    student = head([tap[index] for tap in taps]).detach()
+    student = head([tap[index].float() for tap in taps]).detach()
     turned = kind.teaching.turned(student)
     assert term([], student, index) > 1e-3  # the mean is not what either side says
     assert term([], student, index) == pytest.approx(
@@ -246,7 +246,7 @@ def test_a_mirrored_teacher_says_the_same_of_both_sides(
 def test_every_pixel_is_compared_in_one_batch_or_another() -> None:
     raw = torch.arange(8 * 12.0).reshape(1, 1, 8, 12)
     batches = [torch.tensor([row, column]) for row in range(4) for column in range(4)]
-    seen = torch.cat([joint.thinned(raw, index).flatten() for index in batches])
+    seen = torch.cat([compared(index, (8, 12)).of(raw[0]).flatten() for index in batches])
     assert torch.equal(seen.sort().values, raw.flatten())
 
 

@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from simo_build import workshop
 from simo_build.build import realign
-from simo_build.heads import HEADS, FeatureShape, Head, make_head
+from simo_build.heads import HEADS, Enlarging, FeatureShape, Head, make_head
 from simo_build.learned.scaled import layer_of
 from simo_build.losses import TORCH_KINDS
 from simo_build.merging import merge
-from simo_build.realign import joint
-from simo_build.realign.joint import by_output
+from simo_build.realign import teachers
+from simo_build.realign.teachers import Answers, by_output
 from simo_build.realign.tint import trained
 from simo_build.stages import Result
 from simo_build.statedict import part, subtract
@@ -129,25 +129,20 @@ def logits(*rows: list[float]) -> Tensor:
     return torch.tensor(rows).T.reshape(1, 2, 1, -1)
 
 
-class Said(nn.Module):
-    """A head that says one thing, whatever it sees."""
-
-    def __init__(self, raw: Tensor) -> None:
-        super().__init__()
-        self.raw = raw
-
-    def forward(self, taps: list[Tensor]) -> Tensor:
-        return self.raw
-
-
 def lesson(targets: str, student: Tensor, teacher: Tensor) -> float:
-    head: Any = Said(teacher)
-    term = by_output(TORCH_KINDS["segmentation"], head, [torch.zeros(1, 1, 1)], targets)  # type: ignore[arg-type]  # a name of targets
+    geometry = Geometry(image_size=(1, teacher.shape[3]), patch=(1, 1))
+    answers = Answers(teacher, Enlarging(geometry=geometry, positive=False))
+    term = by_output(TORCH_KINDS["segmentation"], answers, targets)  # type: ignore[arg-type]  # a name of targets
     return float(term([], student, torch.tensor([0])))
 
 
-def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "THIN", 1)  # both pixels count
+@pytest.fixture
+def _every_pixel_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teachers, "THIN", 1)
+
+
+@pytest.mark.usefixtures("_every_pixel_counts")
+def test_targets_by_hand() -> None:
     # the first pixel: both name the first class; the second: the student is surer of another one
     student, teacher = logits([1.0, 0.0], [3.0, 0.0]), logits([2.0, 0.0], [0.0, 1.0])
     kinds = torch.nn.functional
@@ -161,6 +156,7 @@ def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lesson("soft", student, teacher) == pytest.approx(soft, rel=1e-5)
 
 
+@pytest.mark.usefixtures("_every_pixel_counts")
 def test_where_no_pixel_is_trusted_nothing_is_taught() -> None:
     assert lesson("trusted", logits([3.0, 0.0]), logits([0.0, 1.0])) == 0.0
 

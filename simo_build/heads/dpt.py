@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simo_build.heads.enlarging import Enlarging
 from simo_build.heads.head import FeatureShape, Head
 from simo_build.losses import TORCH_KINDS
 from simo_export.dpt import PlainDptHead, PlainReadout, on_grid, plain_layers
-from simo_export.upsample import Size, enlarge_aligned, to_image
+from simo_export.upsample import Size, enlarge_aligned
 from simo_runtime.errors import RecipeError
 from simo_runtime.tasks import TaskSpec
 
@@ -47,6 +48,9 @@ class DptHead(Head):
         super().__init__()
         _check(spec, shape)
         self.shape, self.kind = shape, TORCH_KINDS[spec.kind]
+        self.enlarging = Enlarging(
+            geometry=shape.geometry, positive=self.kind.positive, scale=self.scale
+        )
         self.readouts = nn.ModuleList(
             Readout(shape, channels, project=sizes.project) for channels in sizes.levels
         )
@@ -63,12 +67,10 @@ class DptHead(Head):
         """Rows and columns of the coarse output for each one of the grid."""
         return 2 * FINEST if self.kind.positive else FINEST
 
-    def forward(self, taps: Sequence[Tensor]) -> Tensor:
+    def coarse(self, taps: Sequence[Tensor]) -> Tensor:
         levels = [read(tap) for read, tap in zip(self.readouts, taps, strict=True)]
-        coarse_BKhw = self.final(self.layers(self.trunk(levels)))
-        return to_image(
-            coarse_BKhw, self.shape.geometry, positive=self.kind.positive, scale=self.scale
-        )
+        coarse_BKhw: Tensor = self.final(self.layers(self.trunk(levels)))
+        return coarse_BKhw
 
     def folded(self) -> PlainDptHead:
         return PlainDptHead(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from simo_build.heads.enlarging import Enlarging
 from simo_build.heads.head import FeatureShape, Head
 from simo_build.losses import TORCH_KINDS
 from simo_export.fold import PlainLinearHead, fold_batchnorm
-from simo_export.upsample import to_image
 from simo_runtime.errors import RecipeError
 from simo_runtime.tasks import TaskSpec
 
@@ -29,13 +29,16 @@ class LinearHead(Head):
         if not shape.prefix:
             raise RecipeError(f"tasks.{spec.name}: a linear head needs an encoder with a CLS token")
         self.shape, self.kind = shape, TORCH_KINDS[spec.kind]
+        self.enlarging = Enlarging(
+            geometry=shape.geometry, positive=self.kind.positive, first=self.kind.upsample
+        )
         channels = 2 * shape.taps * shape.width
         self.norm = nn.BatchNorm1d(channels) if self.kind.normalised else nn.Identity()
         self.project = nn.Linear(channels, spec.channels)
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.constant_(self.project.bias, self.kind.start)
 
-    def forward(self, taps: Sequence[Tensor]) -> Tensor:
+    def coarse(self, taps: Sequence[Tensor]) -> Tensor:
         h, w = self.shape.geometry.grid
         halves = []
         for tap in taps:
@@ -44,10 +47,8 @@ class LinearHead(Head):
         features_BNC = torch.cat(halves, dim=-1)
         normed_MC = self.norm(features_BNC.flatten(0, 1))
         coarse_BNK = self.project(normed_MC).unflatten(0, (-1, h * w))
-        coarse_BKhw = coarse_BNK.transpose(1, 2).unflatten(-1, (h, w))
-        return to_image(
-            coarse_BKhw, self.shape.geometry, positive=self.kind.positive, first=self.kind.upsample
-        )
+        coarse_BKhw: Tensor = coarse_BNK.transpose(1, 2).unflatten(-1, (h, w))
+        return coarse_BKhw
 
     def folded(self) -> PlainLinearHead:
         weight_KC: Tensor = self.project.weight

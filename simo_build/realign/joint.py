@@ -5,7 +5,7 @@ The experts are free teachers: what they and their heads say of an image needs n
 Shapes: n images, B of a batch, S tokens, D width, K channels, H x W pixels, T tasks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,20 +18,15 @@ from simo_build.encoder import Encoder
 from simo_build.features import BATCH, compute_features, take
 from simo_build.fit import Outcome, fit
 from simo_build.heads import Head
-from simo_build.learned.lessons import by_features
-from simo_build.losses import TORCH_KINDS, TorchKind
+from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
+from simo_build.realign.teachers import Term, asked, by_output, by_tap, by_truth, compared
 from simo_build.statedict import StateDict
-from simo_build.steps import DistillStep, JointStep, Target
-from simo_build.teaching import mean_where
+from simo_build.steps import DistillStep, JointStep
 from simo_build.workers import workers
 
-THIN = 4  # outputs of experts are compared at every fourth pixel either way
 TINY = 1e-12  # a loss below this is rounding, and no unit to measure others in
-
-# Takes the taps of a batch, a task's raw output, and the indices; gives the mean loss.
-Term = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
 
 class Joint(nn.Module):
@@ -48,10 +43,14 @@ class Joint(nn.Module):
 
     def forward(self, pixels_BHW3: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Give the taps, and every task's raw output."""
+        taps = self.tapped(pixels_BHW3)
+        return taps, {task: head(taps) for task, head in self.by_task().items()}
+
+    def tapped(self, pixels_BHW3: Tensor) -> list[Tensor]:
+        """Give the taps in float32, whatever the encoder computes in."""
         with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=self.bf16):
             taps = workers().encode(self.encoded, pixels_BHW3)
-        taps = [tap.float() for tap in taps]
-        return taps, {task: head(taps) for task, head in self.by_task().items()}
+        return [tap.float() for tap in taps]
 
     def encoded(self, pixels_BHW3: Tensor) -> list[Tensor]:
         """Give the encoder's taps."""
@@ -67,64 +66,6 @@ class Joint(nn.Module):
         return {}
 
 
-def by_truth(kind: TorchKind, truth: Tensor) -> Term:
-    """Hold an output to the truth, by the loss of the task."""
-    return lambda _, raw, index: kind.loss(raw, truth[index].to(raw.device))
-
-
-def by_output(
-    kind: TorchKind,
-    head: Head,
-    taps: Sequence[Tensor],
-    targets: Target = "soft",
-    *,
-    mirror: bool = False,
-) -> Term:
-    """Hold an output to the one of an expert, whose taps and head are given.
-
-    With `mirror` the second half of the images are the first, mirrored, and the expert's answer
-    is its mean over both, which is better than either.
-    """
-    teaching, images = kind.teaching, len(taps[0])
-    distance = teaching.distance if targets == "soft" else teaching.pseudo
-    trusted = teaching.trusted if targets == "trusted" else None
-
-    def answer(index: Tensor, device: torch.device) -> Tensor:
-        return head([tap.float() for tap in take(taps, index, device)])  # type: ignore[no-any-return]
-
-    def taught(index: Tensor, device: torch.device) -> Tensor:
-        teacher = thinned(answer(index, device), index)
-        if not mirror:
-            return teacher
-        other = teaching.turned(answer((index + images // 2) % images, device))
-        return teaching.mean(teacher, thinned(other, index))
-
-    def term(_: Sequence[Tensor], raw: Tensor, index: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher = taught(index, raw.device)
-        raw = thinned(raw, index)
-        if trusted is None:
-            return distance(raw, teacher).mean()
-        return mean_where(distance(raw, teacher), trusted(raw.detach(), teacher))
-
-    return term
-
-
-def thinned(raw_BKHW: Tensor, index: Tensor) -> Tensor:
-    """Keep every fourth pixel either way, which ones changes from batch to batch.
-
-    Neighbours say almost the same, and comparing all of them takes as long as the encoder does.
-    """
-    down, across = int(index[0]) % THIN, int(index[-1]) % THIN
-    return raw_BKHW[..., down::THIN, across::THIN]
-
-
-def by_tap(taps: Sequence[Tensor]) -> Term:
-    """Hold the taps to those of an expert: the mean absolute difference."""
-    lesson = by_features(taps)
-    return lambda found, _, index: lesson(found, index)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
     """Images, and for every task and kind of loss a term; terms are divided by their units."""
@@ -135,12 +76,14 @@ class Lessons:
 
     def losses(self, joint: Joint, index: Tensor) -> dict[tuple[str, str], Tensor]:
         """Give every term on some images."""
-        taps, raws = joint(self.images[index].to(joint.encoder.mean.device))
-        return {
-            (task, name): term(taps, raws[task], index)
-            for task, terms in self.terms.items()
-            for name, term in terms.items()
-        }
+        taps = joint.tapped(self.images[index].to(joint.encoder.mean.device))
+        pixels = compared(index, joint.encoder.geometry.image_size)
+        heads = joint.by_task()
+        found: dict[tuple[str, str], Tensor] = {}
+        for task, terms in self.terms.items():
+            raw = heads[task].enlarging.at(heads[task].coarse(taps), pixels)
+            found |= {(task, name): term(taps, raw, index) for name, term in terms.items()}
+        return found
 
     def loss(self, joint: Joint, index: Tensor, units: Mapping[tuple[str, str], float]) -> Tensor:
         """Give the mean over the tasks of the weighted terms, each in units of its own."""
@@ -176,13 +119,10 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
             mine["labels"] = by_truth(kind, torch.from_numpy(samples.truths[task]))
         if not teachers:
             continue
-        encoder, half = work.experts[task].encoder, step.precision == "bf16"
-        taps = work.features(encoder, samples, f"expert {task}", bf16=half)
-        taps = [_halved(tap) for tap in taps]
+        half, wanted = step.precision == "bf16", step.features > 0
+        answers, taps = asked(work, task, teachers[task], samples, bf16=half, features=wanted)
         if step.outputs:
-            mine["outputs"] = by_output(
-                kind, teachers[task], taps, step.targets, mirror=step.mirror
-            )
+            mine["outputs"] = by_output(kind, answers, step.targets, mirror=step.mirror)
         if step.features:
             mine["features"] = by_tap(taps)
     weights = {"labels": float(step.labels), "outputs": step.outputs, "features": step.features}
@@ -191,12 +131,6 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
         terms=terms,
         weights={name: weight for name, weight in weights.items() if weight},
     )
-
-
-def _halved(tap: Tensor) -> Tensor:
-    """Keep a teacher's taps in half the memory, unless one would overflow."""
-    halved = tap.half()
-    return halved if halved.isfinite().all() else tap
 
 
 def distill(bench: Bench, model: SharedModel, step: DistillStep) -> tuple[SharedModel, Log]:
@@ -278,7 +212,7 @@ class Drawn:
     def begin(self, epoch: int) -> None:
         """Draw the views of an epoch, if every epoch has its own."""
         if self.step.fresh and epoch != self.epoch:
-            del self.lessons  # or the experts' features of two epochs would be in memory at once
+            del self.lessons  # or the lessons of two epochs would be in memory at once
             self.epoch, self.lessons = epoch, self._draw(epoch)
 
     def _draw(self, epoch: int) -> Lessons:
