@@ -42,6 +42,7 @@ class Wish:
     threads: int | None
     batch: int
     frames: tuple[int, int] | None
+    self_test: bool
 
     def names(self) -> list[str] | None:
         """Give the names of the tasks, None for all."""
@@ -122,6 +123,12 @@ def _forms(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option(
     "--frames", callback=_frames, metavar="WxH", help="Size of raw RGB frames from standard input."
 )
+@click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    show_default=True,
+    help="See once on a machine that the bundle says what it said when it was built.",
+)
 @click.option("--doctor", is_flag=True, help="Say what of this machine can be used, and stop.")
 def main(images: tuple[str, ...], doctor: bool, **options: object) -> None:
     """Predict every task for IMAGES with one pass through the shared encoder.
@@ -201,6 +208,7 @@ def _open(wish: Wish, bundle: Path, source: "Source", lanes: int) -> "Predictor"
         precision=wish.precision,
         joint=joint if wish.joint == "auto" else wish.joint == "yes",
         threads=wish.threads or (1 if lanes > 1 else None),
+        self_test="once" if wish.self_test else False,
     )
 
 

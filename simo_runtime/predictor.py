@@ -14,11 +14,14 @@ from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.draw import blend
 from simo_runtime.errors import BackendError, ImageError
+from simo_runtime.golden import check_golden, fingerprint
 from simo_runtime.image import Pixels, read_image, read_reduced
 from simo_runtime.placement import Placement
+from simo_runtime.remembered import recall, remember
 from simo_runtime.tasks import TaskSpec, kind_named
 
 ColourOrder = Literal["RGB", "BGR"]
+SelfTest = bool | Literal["once"]
 
 
 @dataclass(frozen=True)
@@ -101,21 +104,36 @@ class Predictor:
         joint: backends.Joint = "auto",
         threads: int | None = None,
         arena: bool = True,
+        self_test: SelfTest = "once",
     ) -> "Predictor":
         """Open a bundle, verified, on a backend (by default the first that can run here).
 
         `precision` is one that the bundle has, `joint` says whether all tasks at once run in one
         graph ("auto": what is faster here), `threads` how many CPU threads compute (by default as
         many as affinity and quota allow), and `arena=False` gives memory back after every run.
-        Predictors of the same bundle share what they can.
+        Predictors of the same bundle share what they can. With `self_test` the bundle's golden
+        outputs must come out on this machine, "once" for a bundle and a backend, or each time.
 
         Raises BundleError if the bundle is damaged, BackendError if the backend cannot run, and
         UnknownNameError for a backend or a precision that is not there.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        session = backends.choose(backend).open(
+        chosen = backends.choose(backend)
+        session = chosen.open(
             opened, threads=threads, precision=precision, joint=joint, arena=arena
         )
+        key = {
+            "bundle": fingerprint(opened),
+            "backend": chosen.name,
+            "precision": precision,
+            "joint": joint,
+            **chosen.facts(),
+        }
+        known = self_test == "once" and recall("self-test", key) is True
+        if self_test and not known:
+            tested = check_golden(session, opened, backend=chosen.name, precision=precision)
+            if tested and self_test == "once":
+                remember("self-test", key, True)
         return cls(opened, session)
 
     def __call__(

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from simo_runtime.backends import load_backend
 from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, sha256_of
 from simo_runtime.errors import ExportError
+from simo_runtime.golden import write_golden
 
 
 def check_folder(out: Path) -> None:
@@ -29,17 +31,31 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
     partial.mkdir()
     try:
         fill(partial)
-        files = {
-            path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
-            for path in sorted(partial.iterdir())
-        }
-        text = replace(manifest, files=files).to_json()
+        keep_golden(Bundle(partial, replace(manifest, files=_entries(partial))))
+        text = replace(manifest, files=_entries(partial)).to_json()
         (partial / MANIFEST).write_text(text, encoding="utf-8")
         Bundle.open(partial)
         _swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(out)
+
+
+def keep_golden(bundle: Bundle) -> None:
+    """Write down what the graphs say of the golden picture, for the self-test of a runtime.
+
+    One thread, so that the numbers do not depend on how many there are.
+    """
+    session = load_backend("onnxruntime-cpu").open(bundle, threads=1, joint=False)
+    write_golden(session, bundle)
+    session.close()
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    return {
+        path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }
 
 
 def _swap(new: Path, out: Path) -> None:

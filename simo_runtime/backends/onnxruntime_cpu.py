@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from simo_runtime.backends import Joint
 from simo_runtime.backends.onnxruntime_graph import Settings
-from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession, version
 from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import available_cpus
 
@@ -20,7 +20,7 @@ class OnnxRuntimeCpu:
         return None
 
     def facts(self) -> dict[str, str]:
-        return {"threads": str(available_cpus())}
+        return {"threads": str(available_cpus()), "ONNX Runtime": version()}
 
     def open(
         self,

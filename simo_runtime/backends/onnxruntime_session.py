@@ -90,7 +90,7 @@ class OnnxRuntimeSession:
         return {
             "graphs": {name: files[file].sha256 for name, file in self._names.items()},
             "settings": repr(self._settings),
-            "onnxruntime": _version(),
+            "onnxruntime": version(),
         }
 
     def _graph(self, name: str) -> OpenGraph:
@@ -165,7 +165,10 @@ def timed(one: Callable[[], object], other: Callable[[], object]) -> tuple[float
     return best[0], best[1]
 
 
-def _version() -> str:
-    import onnxruntime
-
+def version() -> str:
+    """Give ONNX Runtime's version, or say that there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "not installed"
     return str(onnxruntime.__version__)
