@@ -130,7 +130,7 @@ def parse_manifest(path: Path) -> Manifest:
     """Read manifest.json; BundleError names the key that is wrong."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
@@ -139,7 +139,7 @@ def parse_manifest(path: Path) -> Manifest:
         return _manifest(data)
     except KeyError as error:
         raise BundleError(f"{path}: the key {error} is missing") from error
-    except (TypeError, ValueError, AttributeError, SimoError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, SimoError) as error:
         raise BundleError(f"{path}: {error}") from error
 
 

@@ -115,6 +115,8 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a name with a null byte in it
+        raise ImageError(f"{str(path)!r}: {error}") from error
 
 
 def _claimed_size(data: bytes, path: Path) -> tuple[int, int]:

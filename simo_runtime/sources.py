@@ -220,7 +220,12 @@ def find(
         if special is not None:
             sources.append(special)
             continue
-        for path in _paths(one):
+        try:
+            paths = _paths(one)
+        except (OSError, ValueError) as error:  # too long a name, one with a null byte, ...
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"{one[:80]!r}: {reason}") from error
+        for path in paths:
             if path.suffix.lower() in VIDEOS:
                 sources.append(video(path))
             else:
