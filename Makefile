@@ -10,13 +10,15 @@ export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: help demo test lint types unit format experts eval rooms bench lock clean
+.PHONY: help demo test lint types unit format experts eval rooms bench bench-check lock clean
 
 help:
 	@echo "make demo      build the sample bundle, run it on sample rooms, draw the predictions"
 	@echo "make test      lint, types and tests"
 	@echo "make experts   train the real NYUv2 experts (DATA=folder; about 40 minutes on 2 cores)"
 	@echo "make eval      measure the NYUv2 recipe on its test split (DATA=folder)"
+	@echo "make bench     run the project's benchmarks into bench-results (an hour; QUICK=1: minutes)"
+	@echo "make bench-check   say what became slower than the committed results"
 	@echo "make rooms     train the sample's encoder and experts again (about 30 minutes on 2 cores)"
 	@echo "make lock      pin and hash the dependencies again"
 
@@ -51,6 +53,12 @@ experts: $(STAMP)
 
 eval: $(STAMP)
 	$(BIN)/simo-eval --recipe nyuv2-vit-tiny.yaml --split test $(if $(DATA),--data $(DATA)) --json benchmarks/results/nyuv2-vit-tiny.json
+
+bench: $(STAMP)
+	$(BIN)/python -m simo_bench.suite --out bench-results $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+bench-check: $(STAMP)
+	$(BIN)/python -m simo_bench.check bench-results
 
 rooms: $(STAMP)
 	$(BIN)/python samples/rooms/train.py

@@ -9,6 +9,7 @@ from simo_bench.samples import (
     interval,
     paired,
     ratio_of,
+    spread,
     summary,
     unsteady,
 )
@@ -33,6 +34,12 @@ def test_a_percentile_between_two_samples_is_interpolated() -> None:
 def test_a_percentile_needs_a_sample_beyond_it(count: int, there: int) -> None:
     found = summary([[1.0] * count])
     assert [found.p90, found.p95, found.p99] == [1.0] * there + [None] * (3 - there)
+
+
+def test_the_spread_is_median_and_percentiles() -> None:
+    # 0 .. 100: the median is 50, the 5th and 95th percentile are 5 and 95
+    found = spread(list(range(101)))
+    assert (found.count, found.median, found.p05, found.p95) == (101, 50.0, 5.0, 95.0)
 
 
 def test_one_sample_has_no_spread() -> None:
@@ -63,6 +70,12 @@ def test_the_interval_knows_that_processes_differ() -> None:
     # Within a process all rounds agree. Two draws out of {1, 3}: both 1 (a quarter), both 3 (a
     # quarter), or one of each, whose median is 2.
     assert interval([[1.0] * 5, [3.0] * 5]) == (1.0, 3.0)
+
+
+def test_a_short_process_gives_as_many_rounds_as_it_has() -> None:
+    # One round of 5 and nine of 1: whoever draws the short process twice gets 5, else 1.
+    assert interval([[5.0], [1.0] * 9]) == (1.0, 5.0)
+    assert interval([[5.0], [5.0] * 9]) == (5.0, 5.0)
 
 
 def test_the_interval_of_a_single_outlier_leaves_it_out() -> None:

@@ -1,156 +1,203 @@
-"""Time one pass with many heads against one pass per task, in the same backend, alternating.
+"""What one shared encoder gains over one model per task, on this machine: the whole measurement.
 
-Arms.  `joint`: the encoder once, then every head.  `per_task`: for each task the encoder and its
-head, as one model per task costs, with the same graphs, threads and image.  `encoder`: the encoder
-alone, from which the ideal ratio follows: T passes of encoder and head against one encoder and T
-heads, if nothing else cost anything.
+The models of single tasks are found or made, several fresh processes measure all arms one after
+another, and what they found is put into one document.
 """
 
-import os
-import platform
-import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from simo_bench import nvml
+from simo_bench.devices import Device, device_named
+from simo_bench.document import SCHEMA, derive
+from simo_bench.limits import counted, limits
+from simo_bench.machine import about, origin, steadier
+from simo_bench.machine import len_cpus as len_cpus
+from simo_bench.machine import machine as machine
+from simo_bench.samples import spread as spread
+from simo_bench.setup import ARMS, USUAL, Setup
+from simo_bench.singles import Singles, copies_of, disk_bytes, experts_of, part_of, provenance_gate
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
+from simo_runtime.cpus import available_cpus
+from simo_runtime.errors import BackendError, unknown
 
-SCHEMA = "simo.bench/1"
-PACKAGES = ("simo-runtime", "numpy")
+PHOTO = (960, 1280)  # height, width of the photo that is drawn where none is given
 
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """How samples of one quantity are spread."""
-
-    count: int
-    median: float
-    p05: float
-    p95: float
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was measured; times in milliseconds for one image."""
+class Options:
+    """What a user may choose."""
 
-    bundle: str
-    tasks: tuple[str, ...]
-    backend: str
-    threads: int
-    joint_ms: Spread
-    per_task_ms: Spread
-    encoder_ms: Spread
-    ratio: Spread  # per_task / joint, pair by pair
-    ideal_ratio: float
-    machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """Give count, median and the 5th and 95th percentile."""
-    low, middle, high = np.percentile(samples, (5, 50, 95))
-    return Spread(count=len(samples), median=float(middle), p05=float(low), p95=float(high))
+    backend: str | None = None
+    precision: str = "fp32"
+    threads: int | None = None
+    arms: tuple[str, ...] = USUAL
+    tasks: tuple[str, ...] = ()  # by default all
+    rounds: int = 20
+    processes: int = 3
+    seconds: float = 3.0
+    longest: float = 120.0
+    warm_up: int = 10
+    batches: tuple[int, ...] = (1, 2, 4)
+    memory: bool = True
+    photo: Path | None = None
+    recipe: dict[str, str | None] = field(default_factory=dict)
+    seed: int = 0
+    who: str = "the project"
+    device: Device | None = None  # by default this machine's CPU is measured
 
 
-def bench(
-    bundle: Bundle, *, rounds: int, threads: int | None, progress: Callable[[str], None]
-) -> Report:
-    """Measure a bundle: a warm-up of every arm, then `rounds` of all arms in random order."""
-    names = [task.name for task in bundle.manifest.tasks]
-    backend = backends.choose(None)
-    session = backend.open(bundle, threads=threads)
-    shape = (1, *bundle.manifest.image_size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def bench(root: Path, options: Options, *, command: str, tell: Tell) -> dict[str, Any]:
+    """Measure a bundle and give the document; BundleError or BackendError says what is wrong."""
+    bundle = Bundle.open(root)
+    for arm in options.arms:
+        if arm not in ARMS:
+            raise unknown("arm", arm, ARMS)
+    names = options.tasks or [task.name for task in bundle.manifest.tasks]
+    tasks = tuple(bundle.manifest.task(name).name for name in names)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if len(tasks) < len(bundle.manifest.tasks):
+            bundle = part_of(bundle, tasks, folder / "part", options.precision)
+        singles = experts_of(Bundle.open(root), tasks) or copies_of(
+            bundle, tasks, folder / "singles", options.precision
+        )
+        setup = setup_of(bundle, singles, tasks, options, folder)
+        return _document(bundle, singles, setup, options, command, tell)
 
-    def per_task() -> None:
-        for name in names:
-            session.run(pixels, [name])
 
-    arms: dict[str, Callable[[], object]] = {
-        "joint": lambda: session.run(pixels, names),
-        "per_task": per_task,
-        "encoder": lambda: session.run(pixels, []),
-    }
-    for arm in arms.values():
-        for _ in range(2):
-            arm()
-    samples: dict[str, list[float]] = {name: [] for name in arms}
-    order = random.Random(0)
-    for number in range(1, rounds + 1):
-        progress(f"round {number}/{rounds}")
-        for name in order.sample(list(arms), len(arms)):
-            samples[name].append(_time_ms(arms[name]))
-    session.close()
-    return Report(
-        bundle=bundle.manifest.name,
-        tasks=tuple(names),
+def setup_of(
+    bundle: Bundle, singles: Singles, tasks: tuple[str, ...], options: Options, folder: Path
+) -> Setup:
+    """Decide what the measuring processes are told."""
+    backend = backends.choose(options.backend)
+    bundle.manifest.graph_files(options.precision)  # a wrong precision stops here
+    return Setup(
+        bundle=str(bundle.root.resolve()),
+        singles={task: str(one.root.resolve()) for task, one in singles.bundles.items()},
+        tasks=tasks,
         backend=backend.name,
-        threads=threads or len_cpus(),
-        joint_ms=spread(samples["joint"]),
-        per_task_ms=spread(samples["per_task"]),
-        encoder_ms=spread(samples["encoder"]),
-        ratio=spread([p / j for p, j in zip(samples["per_task"], samples["joint"], strict=True)]),
-        ideal_ratio=ideal(samples, len(names)),
-        machine=machine(),
+        precision=options.precision,
+        threads=options.threads or available_cpus(),
+        arms=options.arms,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        longest=options.longest,
+        warm_up=options.warm_up,
+        seed=options.seed,
+        photo=str(options.photo.resolve() if options.photo else drawn_photo(folder)),
+        batches=options.batches,
+        recipe=options.recipe,
     )
 
 
-def _time_ms(arm: Callable[[], object]) -> float:
-    start = time.perf_counter_ns()
-    arm()
-    return (time.perf_counter_ns() - start) / 1e6
+def drawn_photo(folder: Path) -> Path:
+    """Draw a photo of 1.2 megapixels: smooth, with some noise, as large as a camera's."""
+    draw = np.random.default_rng(0)
+    coarse = draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, PHOTO[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    noisy = np.clip(smooth + draw.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
+    path = folder / "photo.jpg"
+    cv2.imwrite(str(path), noisy)
+    return path
 
 
-def ideal(samples: dict[str, list[float]], tasks: int) -> float:
-    """Give T (E + H) / (E + T H) from the medians; H is what a head adds to the joint pass."""
-    encoder, joint = np.median(samples["encoder"]), np.median(samples["joint"])
-    head = max(float(joint - encoder) / tasks, 0.0)
-    return float(tasks * (encoder + head) / (encoder + tasks * head))
+def _document(
+    bundle: Bundle, singles: Singles, setup: Setup, options: Options, command: str, tell: Tell
+) -> dict[str, Any]:
+    manifest = bundle.manifest
+    device = options.device
+    if device is None:
+        tell("the machine's peak and bandwidth")
+        device = device_named("here", threads=setup.threads)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        **origin(command, options.who),
+        "machine": about(setup.threads, nvml.find()),
+        "bundle": {
+            "name": manifest.name,
+            "tasks": list(setup.tasks),
+            "kinds": {task: manifest.task(task).kind for task in setup.tasks},
+            "image_size": list(manifest.image_size),
+            "random_weights": manifest.random_weights,
+            "gate": provenance_gate(bundle),
+        },
+        "settings": _settings(setup, options, singles),
+        "limits": limits(
+            counted(bundle, precision=setup.precision),
+            {
+                task: counted(one, precision=setup.precision)
+                for task, one in singles.bundles.items()
+            },
+            setup.tasks,
+            device,
+        ),
+        "processes": measured(setup, options.processes, tell),
+        "memory": remembered(setup, tell) if options.memory else {},
+        "disk": {
+            "shared": disk_bytes(bundle, setup.precision),
+            "singles": {t: disk_bytes(one, setup.precision) for t, one in singles.bundles.items()},
+        },
+    }
+    found["steadier"] = steadier(found["machine"])
+    found = json.loads(json.dumps(found))  # as it will be read again
+    found["found"] = json.loads(json.dumps(derive(found)))
+    return found
 
 
-def len_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """Say what this was measured on."""
+def _settings(setup: Setup, options: Options, singles: Singles) -> dict[str, Any]:
+    kept = ("backend", "precision", "threads", "rounds", "seconds", "longest", "warm_up", "seed")
     return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: getattr(setup, name) for name in kept},
+        "arms": list(setup.arms),
+        "batches": list(setup.batches),
+        "processes": options.processes,
+        "photo": "drawn, 960 x 1280" if options.photo is None else options.photo.name,
+        "singles": singles.what,
+        "clock": "host, time.perf_counter_ns; from pixels to arrays",
     }
 
 
-def table(report: Report) -> str:
-    """Lay a report out for people."""
-    count = len(report.tasks)
-    lines = [
-        f"{report.bundle}: {', '.join(report.tasks)} ({report.backend}, {report.threads} threads)",
-        "",
-        "one image, milliseconds           median      5 %     95 %",
-        "-" * 58,
-    ]
-    for name, value in (
-        (f"one pass, {count} heads", report.joint_ms),
-        (f"{count} passes, one per task", report.per_task_ms),
-        ("the encoder alone", report.encoder_ms),
-    ):
-        lines.append(f"{name:<30}{value.median:>10.1f}{value.p05:>9.1f}{value.p95:>9.1f}")
-    ratio = report.ratio
-    lines += [
-        "",
-        f"one pass is {ratio.median:.2f} times as fast (5 to 95 % of {ratio.count} pairs: "
-        f"{ratio.p05:.2f} to {ratio.p95:.2f}; at best {report.ideal_ratio:.2f})",
-    ]
-    return "\n".join(lines)
+def measured(setup: Setup, processes: int, tell: Tell) -> list[dict[str, Any]]:
+    """Run the measuring processes one after another, each with its own order of arms."""
+    found = []
+    for number in range(processes):
+        tell(f"process {number + 1} of {processes}")
+        found.append(ask(replace(setup, seed=setup.seed + number)))
+    return found
+
+
+def remembered(setup: Setup, tell: Tell) -> dict[str, dict[str, Any]]:
+    """Measure the memory of every arm in a process of its own."""
+    found = {}
+    for arm in setup.arms:
+        tell(f"memory of {arm}")
+        found[arm] = ask(replace(setup, arms=(arm,), memory=True))
+    return found
+
+
+def ask(setup: Setup) -> dict[str, Any]:
+    """Run one measuring process."""
+    told = subprocess.run(
+        [sys.executable, "-m", "simo_bench.worker"],
+        input=setup.to_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if told.returncode:
+        last = told.stderr.strip().splitlines()[-1:] or [f"exit code {told.returncode}"]
+        raise BackendError(f"a measuring process failed: {last[0].removeprefix('Error: ')}")
+    return dict(json.loads(told.stdout.splitlines()[-1]))

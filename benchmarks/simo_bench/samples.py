@@ -71,6 +71,22 @@ def pooled(groups: Groups) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How samples of one process are spread, in short."""
+
+    count: int
+    median: float
+    p05: float
+    p95: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Give count, median and the 5th and 95th percentile."""
+    low, middle, high = np.percentile(samples, (5, 50, 95))
+    return Spread(count=len(samples), median=float(middle), p05=float(low), p95=float(high))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ratio:
     """The median of paired ratios and the ends of its interval."""
 
@@ -108,16 +124,19 @@ def interval(groups: Groups, *, seed: int = 0, resamples: int = RESAMPLES) -> tu
     """Give the 95 % bootstrap interval of the median.
 
     Processes are drawn with replacement, and then rounds within each, since the rounds of one
-    process have more in common than those of two.
+    process have more in common than those of two. Axes: R resamples, P processes, n rounds.
     """
-    draw, arrays = np.random.default_rng(seed), [np.array(group) for group in groups]
-    medians = np.empty(resamples)
-    for number in range(resamples):
-        chosen = draw.integers(len(arrays), size=len(arrays))
-        rows = (arrays[index] for index in chosen)
-        medians[number] = np.median(
-            np.concatenate([row[draw.integers(len(row), size=len(row))] for row in rows])
-        )
+    draw, most = np.random.default_rng(seed), max(map(len, groups))
+    padded, sizes = np.full((len(groups), most), np.nan), np.array([len(one) for one in groups])
+    for row, group in zip(padded, groups, strict=True):
+        row[: len(group)] = group
+    chosen_RP = draw.integers(len(groups), size=(resamples, len(groups)))
+    share_RPn = draw.random((resamples, len(groups), most))
+    rounds_RPn = (share_RPn * sizes[chosen_RP][..., None]).astype(np.int64)
+    drawn_RPn = padded[chosen_RP[..., None], rounds_RPn]
+    if len(set(sizes)) > 1:  # a shorter process gives as many rounds as it has
+        drawn_RPn[np.arange(most) >= sizes[chosen_RP][..., None]] = np.nan
+    medians = np.nanmedian(drawn_RPn.reshape(resamples, -1), axis=1)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(medians, (tail, 1 - tail))
     return float(low), float(high)

@@ -1,0 +1,191 @@
+"""benchmarks/README.md from the results: each number with who, on what, with what, and how.
+
+python -m simo_bench.readme            # write it anew
+python -m simo_bench.readme --check    # say whether it is as the results have it
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simo_bench import curve
+from simo_bench.check import COMMITTED, read
+from simo_bench.measured import measured
+from simo_build.cli import polite
+from simo_runtime.errors import DataError
+
+PAGE = COMMITTED.parent / "README.md"
+BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end -->\n)", re.DOTALL)
+MAIN = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "timm", "simo-runtime", "python")
+
+Document = Mapping[str, Any]
+
+
+def share(value: float) -> str:
+    """Show equation 1 minus 100 %."""
+    return f"{value - 1:+.1%}".replace("%", " %")
+
+
+def eval_lines(found: Document) -> list[str]:
+    """The mean of every row against the experts."""
+    return [f"{row['row']}: {share(row['normalised_performance'])}" for row in found["rows"]]
+
+
+def study_lines(found: Document) -> list[str]:
+    """The best method of a study."""
+    rows = found["chosen"]
+    if not rows:
+        return [f"{len(found['references'])} several-pass methods; docs/merging.md has the table"]
+    best = max(rows, key=lambda row: row["realigned"]["normalised_performance"])
+    value = best["realigned"]["normalised_performance"]
+    return [f"{len(rows)} methods; the best after re-alignment, {best['name']}: {share(value)}"]
+
+
+def ablation_lines(found: Document) -> list[str]:
+    """The metrics of every row."""
+    return [
+        f"{row['row']}: "
+        + ", ".join(f"{name} {value:.4g}" for name, value in row["metrics"].items())
+        for row in found["rows"]
+    ]
+
+
+def ranking_lines(found: Document) -> list[str]:
+    """How many methods and proxies."""
+    return [f"{len(found['proxies'])} proxies over the candidates of {found['methods']} methods"]
+
+
+def relations_lines(found: Document) -> list[str]:
+    """What was moved where."""
+    ends = f"{min(found['lambdas'])} to {max(found['lambdas'])}"
+    return [f"{len(found['moved'])} tasks, from the base to each expert, lambda {ends}"]
+
+
+def merging_lines(found: Document) -> list[str]:
+    """Ratios, and the times of single methods."""
+    lines = ratio_lines(found)
+    if found["methods"]:
+        seconds = sorted(row["seconds"] for row in found["methods"].values())
+        middle = statistics.median(seconds)
+        ends = f"{seconds[0]:.1f} to {seconds[-1]:.1f} s"
+        lines.append(f"{len(seconds)} methods merge in {ends}, median {middle:.1f} s")
+    return lines
+
+
+def ratio_lines(found: Document) -> list[str]:
+    """Every ratio with its interval."""
+    return [f"{one.name}: {one.shown}" for one in measured(found)]
+
+
+def bench_lines(found: Document) -> list[str]:
+    """Ratios, and what of the ideal was reached."""
+    ratios = found["found"]["ratios"]
+    reached = [
+        f"of the ideal {one['ideal']['roofline']:.2f} reached, {one['below']} against "
+        f"{one['above']}: {one['share']['roofline']:.1%}"
+        for one in ratios
+        if one.get("ideal")
+    ]
+    return [*ratio_lines(found), *reached]
+
+
+def curve_lines(found: Document) -> list[str]:
+    """The whole table of a study over tasks."""
+    return ["", *curve.table(found).split("\n")]
+
+
+HEADLINES: dict[str, Callable[[Document], list[str]]] = {
+    "simo.ablation/1": ablation_lines,
+    "simo.bench.runtime/1": ratio_lines,
+    "simo.bench/2": bench_lines,
+    "simo.curve/1": curve_lines,
+    "simo.eval/1": eval_lines,
+    "simo.eval/2": eval_lines,
+    "simo.exports/1": ratio_lines,
+    "simo.gpu/1": lambda found: [f"{len(found['steps'])} steps"],
+    "simo.merging/1": merging_lines,
+    "simo.ranking/1": ranking_lines,
+    "simo.realignments/1": eval_lines,
+    "simo.relations/1": relations_lines,
+    "simo.study/1": study_lines,
+}
+
+
+def section(name: str, found: Document) -> str:
+    """Give the part of the page about one result."""
+    schema = str(found.get("schema"))
+    told = HEADLINES.get(schema)
+    if told is None:
+        raise DataError(f"{name}: there is nothing in simo_bench.readme for the schema {schema!r}")
+    lines = [line if not line or line.startswith("|") else f"- {line}" for line in told(found)]
+    about = [
+        f"| who | {found.get('who', 'the project')} |",
+        "| --- | --- |",
+        f"| hardware | {hardware(found)} |",
+        f"| versions | {versions(found)} |",
+        f"| commit | {found.get('commit') or 'not told'} |",
+        f"| command | `{command(found)}` |",
+    ]
+    return "\n".join([f"### [{name}](results/{name})", "", *lines, "", *about])
+
+
+def hardware(found: Document) -> str:
+    """Name the processor or the GPU; `not told` where the result does not."""
+    machine = found.get("machine")
+    if isinstance(machine, Mapping):
+        gpu = machine.get("gpu")
+        cpu = machine.get("cpu") or machine.get("processor")
+        where = gpu["name"] if isinstance(gpu, Mapping) else str(cpu)
+        cpus = machine.get("cpus")
+        return f"{where}, {cpus} CPUs" if cpus and not gpu else where
+    return str(machine or "not told")
+
+
+def versions(found: Document) -> str:
+    """Give the versions that matter most."""
+    told = found.get("versions") or {}
+    machine = found.get("machine")
+    if not told and isinstance(machine, Mapping):
+        told = machine.get("versions") or machine
+    return ", ".join(f"{name} {told[name]}" for name in MAIN if told.get(name)) or "not told"
+
+
+def command(found: Document) -> str:
+    """Give the command; `|` would end a cell."""
+    told = found.get("command") or "not told"
+    text = told if isinstance(told, str) else " ".join(map(str, told))
+    return text.replace("|", "\\|")
+
+
+def results(folder: Path) -> str:
+    """Give the part of the page that comes from the results."""
+    return "\n\n".join(section(path.name, read(path)) for path in sorted(folder.glob("*.json")))
+
+
+def filled(page: str, folder: Path = COMMITTED) -> str:
+    """Give the page with the results put in; DataError if it has no place for them."""
+    if not BLOCK.search(page):
+        raise DataError("the page has no lines <!-- results --> and <!-- end -->")
+    body = results(folder)
+    return BLOCK.sub(lambda match: f"{match.group(1)}\n{body}\n\n{match.group(2)}", page)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail if the page is not up to date.")
+@polite
+def main(check: bool) -> None:
+    """Fill benchmarks/README.md with what benchmarks/results has."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = filled(before)
+    if check and after != before:
+        raise DataError(f"{PAGE}: not up to date; run python -m simo_bench.readme")
+    if not check:
+        PAGE.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Where a measured number comes from: commit, machine, command; and how it is written down.
+
+Nothing here needs torch.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_json(found: Mapping[str, Any], path: Path) -> None:
+    """Write the study as JSON with sorted keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Replace the folders of this machine in a command, which must mean the same elsewhere.
+
+    Of other absolute paths the name stays.
+    """
+    shown_as = {"--data": "DATA", "--experts": "EXPERTS", "-o": "OUT", "--out": "OUT"}
+    shown = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        joined = argument.startswith("--") and "=" in argument
+        option, _, value = argument.partition("=") if joined else (before, "", argument)
+        told = shown_as.get(option, Path(value).name if Path(value).is_absolute() else value)
+        shown.append(f"{option}={told}" if joined else told)
+    return shown
+
+
+def commit() -> str | None:
+    """Give the commit of the code, marked when files differ from it; None outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def cpu_name() -> str:
+    """Name the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
