@@ -42,8 +42,8 @@ class Measured:
 
 def measured(document: Document) -> list[Measured]:
     """Give all ratios of a result; none for studies of accuracy."""
-    known = READERS.get(str(document.get("schema")), lambda document: [])
-    return list(known(document))
+    known = READERS.get(str(document.get("schema")))
+    return [] if known is None else list(known(document))
 
 
 def _bench(document: Document) -> Iterator[Measured]:
