@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         return int(self.vit.num_prefix_tokens)
 
     def forward(self, pixels_BHW3: Tensor) -> list[Tensor]:
-        unit_BHW3 = (pixels_BHW3.float() / 255.0 - self.mean) / self.std
+        unit_BHW3 = (pixels_BHW3.to(self.mean.dtype) / 255.0 - self.mean) / self.std
         padded = F.pad(unit_BHW3.permute(0, 3, 1, 2), self.geometry.pads)
         taps = self.vit.forward_intermediates(
             padded,

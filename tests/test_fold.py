@@ -1,4 +1,10 @@
-"""Folding is exact: the folded modules give what the unfolded ones give, in float64 too."""
+"""Folding is exact: the folded modules give what the unfolded ones give, in float64 too.
+
+BatchNorm into convolutions of DPT heads is in `test_heads_dpt.py`, LoRA into linear layers in
+`test_realign_lora.py`.
+"""
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +14,8 @@ from simo_build.encoder import Encoder
 from simo_build.heads import FeatureShape, LinearHead
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.train import feature_shape
-from simo_export.fold import PlainEncoder, fold_batchnorm
+from simo_export.fold import PlainBlock, PlainEncoder, PlainLinearHead, fold_batchnorm
+from simo_export.geometry import Geometry
 from simo_runtime.errors import ExportError
 from simo_runtime.tasks import TaskSpec
 
@@ -52,6 +59,21 @@ def pixels(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
 
 
+def double(encoder: Encoder) -> Encoder:
+    """Give an encoder in float64, its mean and std as exact as the recipe's."""
+    encoder = encoder.double()
+    encoder.mean = torch.tensor(encoder.image.mean, dtype=torch.float64)
+    encoder.std = torch.tensor(encoder.image.std, dtype=torch.float64)
+    return encoder
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    """Hold a fold to its promise: 1e-10 relative in float64, 1e-5 in float32."""
+    assert found.dtype == expected.dtype
+    limit = 1e-10 if expected.dtype == torch.float64 else 1e-5
+    assert float((found - expected).norm() / expected.norm()) <= limit
+
+
 @pytest.mark.parametrize(
     ("model", "size", "options"),
     [
@@ -71,8 +93,44 @@ def test_the_folded_encoder_equals_the_original(
 ) -> None:
     encoder = make_encoder(model, size=size, **options)
     images = pixels(size)
-    for one, other in zip(encoder(images), fold(encoder)(images), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for one in (encoder, double(make_encoder(model, size=size, **options))):
+        for tap, folded in zip(one(images), fold(one)(images), strict=True):
+            assert_equal(folded, tap)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"qkv_bias": False}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.inference_mode()
+def test_layer_scale_and_the_scale_of_attention_fold_into_a_block(
+    dtype: torch.dtype, options: dict[str, object]
+) -> None:
+    encoder = make_encoder("vit_base_patch14_dinov2", size=(28, 42), **options).to(dtype)
+    block = encoder.vit.blocks[0]
+    assert not isinstance(block.ls1, nn.Identity)
+    assert not isinstance(block.ls2, nn.Identity)
+    tokens = torch.randn(2, 7, 32, dtype=dtype)
+    plain = PlainBlock(block, 7)
+    assert_equal(plain(tokens), block(tokens))
+    assert not torch.allclose(plain.proj.weight, block.attn.proj.weight)
+    assert not torch.allclose(plain.fc2.weight, block.mlp.fc2.weight)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (30, 45), (17, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.inference_mode()
+def test_pixels_and_padding_fold_into_the_patch_embedding(
+    dtype: torch.dtype, size: tuple[int, int]
+) -> None:
+    """What reaches the first block is the normalised image, zero where it is padded."""
+    encoder = make_encoder(size=size)
+    encoder = double(encoder) if dtype == torch.float64 else encoder
+    folded, images = fold(encoder), pixels(size)
+    seen: list[Tensor] = []
+    for one in (encoder.vit.blocks[0], folded.blocks[0]):
+        one.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder(images), folded(images)
+    assert_equal(seen[1], seen[0])
+    assert folded.position_1SD.shape == seen[1][:1].shape  # CLS and positions are in one table
 
 
 @torch.inference_mode()
@@ -80,7 +138,7 @@ def test_the_final_norm_is_applied_to_the_taps_when_asked_for() -> None:
     encoder = make_encoder(norm=True)
     images = pixels((32, 48))
     for one, other in zip(encoder(images), fold(encoder)(images), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert_equal(other, one)
     assert not torch.allclose(make_encoder(norm=False)(images)[0], encoder(images)[0])
 
 
@@ -98,7 +156,9 @@ def test_the_folded_linear_head_equals_the_original(spec: TaskSpec, size: tuple[
     taps = encoder(pixels(size))
     raw = head(taps)
     assert raw.shape == (2, spec.channels, *size)
-    torch.testing.assert_close(raw, head.folded()(*taps), rtol=1e-4, atol=1e-4)
+    assert_equal(head.folded()(*taps), raw)
+    head, taps = head.double(), [tap.double() for tap in taps]
+    assert_equal(head.folded()(*taps), head(taps))
 
 
 def trained_looking(head: LinearHead) -> LinearHead:
@@ -139,9 +199,22 @@ def test_batchnorm_folds_exactly_in_float64() -> None:
     linear = nn.Linear(6, 2).double()
     features = torch.randn(5, 6, dtype=torch.float64)
     weight, bias = fold_batchnorm(norm, linear.weight, linear.bias)
-    torch.testing.assert_close(
-        linear(norm(features)), features @ weight.T + bias, rtol=1e-12, atol=1e-12
+    assert_equal(features @ weight.T + bias, linear(norm(features)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.inference_mode()
+def test_the_cls_half_of_a_linear_head_is_one_vector_an_image(dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(3, 2 * 2 * 5, dtype=dtype), torch.randn(3, dtype=dtype)
+    shape: dict[str, Any] = {"geometry": Geometry(image_size=(4, 6), patch=(2, 2)), "prefix": 1}
+    plain = PlainLinearHead(weight, bias, taps=2, positive=False, first=1, **shape)
+    taps = [torch.randn(2, 1 + 6, 5, dtype=dtype) for _ in range(2)]
+    halves = [half for tap in taps for half in (tap[:, 1:], tap[:, :1].expand(-1, 6, -1))]
+    coarse = torch.cat(halves, dim=-1) @ weight.T + bias
+    expected = nn.functional.interpolate(
+        coarse.transpose(1, 2).reshape(-1, 3, 2, 3), scale_factor=2.0, mode="bilinear"
     )
+    assert_equal(plain(*taps), expected)
 
 
 def test_a_block_that_cannot_be_folded_is_refused_by_name() -> None:

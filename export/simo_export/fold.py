@@ -1,6 +1,7 @@
 """Fold what can be folded: exact algebra that leaves plain weights and fewer operations.
 
-Every function here computes in float64 and gives a module whose answers equal the original's:
+Every function here computes in float64 and gives a module of the original's own type of numbers,
+whose answers equal the original's:
 
 - LayerScale goes into the projection before it.
 - The normalisation of pixels, and the scale of bytes, go into the patch embedding, so that the
@@ -64,9 +65,12 @@ class PlainBlock(nn.Module):
 
     def plain(self, x_BSD: Tensor) -> Tensor:
         """Pass the block itself."""
-        qkv = self.qkv(self.norm1(x_BSD)).reshape(-1, self.tokens, 3, self.heads, self.head_width)
-        stacked = qkv.permute(2, 0, 3, 1, 4)
-        query, key, value = self.q_norm(stacked[0]), self.k_norm(stacked[1]), stacked[2]
+        # One transposition of all heads and one cut: neither indices nor a fifth axis in the graph.
+        all_BSAd = self.qkv(self.norm1(x_BSD)).reshape(
+            -1, self.tokens, 3 * self.heads, self.head_width
+        )
+        query, key, value = all_BSAd.transpose(1, 2).split(self.heads, dim=1)
+        query, key = self.q_norm(query), self.k_norm(key)
         if self.late_scale != 1.0:
             query = query * self.late_scale
         mixed = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value
@@ -99,7 +103,7 @@ class PlainEncoder(nn.Module):
         border_NDhw = _border(vit.patch_embed.proj, geometry, mean, std)
         table = _token_table(vit)
         table[:, self.prefix :] += border_NDhw.flatten(2).transpose(1, 2)
-        self.register_buffer("position_1SD", table.float())
+        self.register_buffer("position_1SD", table.to(self.patch_embed.weight.dtype))
         self.norm_pre = vit.norm_pre
         self.blocks = nn.ModuleList(
             PlainBlock(cast("Block", block), self.prefix + self.patches) for block in vit.blocks
@@ -107,7 +111,7 @@ class PlainEncoder(nn.Module):
         self.norm = vit.norm if norm else nn.Identity()
 
     def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, ...]:
-        image_B3HW = pixels_BHW3.permute(0, 3, 1, 2).float()
+        image_B3HW = pixels_BHW3.permute(0, 3, 1, 2).to(self.patch_embed.weight.dtype)
         if any(self.geometry.pads):
             image_B3HW = F.pad(image_B3HW, self.geometry.pads)
         patches_BDN = self.patch_embed(image_B3HW).reshape(-1, self.width, self.patches)
@@ -142,10 +146,10 @@ class PlainLinearHead(nn.Module):
         super().__init__()
         self.prefix, self.geometry = prefix, geometry
         self.positive, self.first = positive, first
-        pieces = weight_KC.detach().float().chunk(2 * taps, dim=1)
+        pieces = weight_KC.detach().chunk(2 * taps, dim=1)
         self.on_patches = nn.ParameterList(piece.T.contiguous() for piece in pieces[0::2])
         self.on_cls = nn.ParameterList(piece.T.contiguous() for piece in pieces[1::2])
-        self.bias_K = nn.Parameter(bias_K.detach().float().clone())
+        self.bias_K = nn.Parameter(bias_K.detach().clone())
 
     def forward(self, *taps: Tensor) -> Tensor:
         coarse_BSK = taps[0] @ self.on_patches[0]
@@ -188,7 +192,7 @@ def _scale_rows(linear: nn.Linear, scale: nn.Module) -> nn.Linear:
     if isinstance(scale, nn.Identity):
         return linear
     gamma_D = cast("Tensor", scale.gamma).double()
-    return _linear(linear.weight.double() * gamma_D[:, None], _bias(linear) * gamma_D)
+    return _linear(linear.weight.double() * gamma_D[:, None], _bias(linear) * gamma_D, like=linear)
 
 
 @torch.no_grad()
@@ -197,24 +201,28 @@ def _scale_query(attention: Attention) -> nn.Linear:
     scale_O = torch.ones(attention.qkv.out_features, dtype=torch.float64)
     scale_O[: attention.qkv.out_features // 3] = attention.scale
     weight = attention.qkv.weight.double() * scale_O[:, None]
-    return _linear(weight, _bias(attention.qkv) * scale_O)
+    return _linear(weight, _bias(attention.qkv) * scale_O, like=attention.qkv)
 
 
 @torch.no_grad()
 def fold_batchnorm(
     norm: nn.BatchNorm1d, weight_KC: Tensor, bias_K: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Fold a BatchNorm, as it is in evaluation, into the linear layer after it, in float64."""
+    """Fold a BatchNorm, as it is in evaluation, into the linear layer after it, in float64.
+
+    The results are of the layer's own type of numbers.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain_C = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift_C = norm.bias.double() - norm.running_mean.double() * gain_C
     folded_KC = weight_KC.double() * gain_C
-    return folded_KC, bias_K.double() + weight_KC.double() @ shift_C
+    folded_K = bias_K.double() + weight_KC.double() @ shift_C
+    return folded_KC.to(weight_KC.dtype), folded_K.to(bias_K.dtype)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0])
+def _linear(weight: Tensor, bias: Tensor, *, like: nn.Linear) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], dtype=like.weight.dtype)
     made.weight.copy_(weight)
     made.bias.copy_(bias)
     return made
@@ -233,7 +241,7 @@ def _fold_pixels(conv: nn.Conv2d, mean: Triple, std: Triple) -> nn.Conv2d:
     std_3 = torch.tensor(std, dtype=torch.float64)
     weight = conv.weight.double()
     kernel = cast("tuple[int, int]", conv.kernel_size)
-    made = nn.Conv2d(3, conv.out_channels, kernel, stride=kernel)
+    made = nn.Conv2d(3, conv.out_channels, kernel, stride=kernel, dtype=conv.weight.dtype)
     made.weight.copy_(weight / (255.0 * std_3)[:, None, None])
     offset_D = (weight * (mean_3 / std_3)[:, None, None]).sum(dim=(1, 2, 3))
     assert made.bias is not None
@@ -256,5 +264,6 @@ def _border(conv: nn.Conv2d, geometry: Geometry, mean: Triple, std: Triple) -> T
 @torch.no_grad()
 def _token_table(vit: VisionTransformer) -> Tensor:
     """Give CLS, registers and position embedding as one table (1, S, D), in float64."""
-    zeros = torch.zeros(1, vit.patch_embed.num_patches, vit.embed_dim)
+    proj = vit.patch_embed.proj
+    zeros = torch.zeros(1, vit.patch_embed.num_patches, vit.embed_dim, dtype=proj.weight.dtype)
     return vit._pos_embed(zeros).double()
