@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simo_build.data import Samples, say_overlaps
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
@@ -90,6 +93,8 @@ def export(work: Workshop, merged: Result, aligned: Result, out: Path) -> Bundle
         recipe=recipe,
         samples=samples,
         provenance=provenance,
+        calibration=calibration(work),
+        say=progress.say,
     )
     work.stages.note("export", provenance["key"], time.perf_counter() - started)
     return bundle
@@ -113,9 +118,16 @@ def provenance_of(work: Workshop, merged: Result, aligned: Result) -> dict[str, 
 
 def first(samples: Samples, recipe: Recipe) -> Samples:
     """Take the images of a split that the gate looks at."""
-    count = recipe.gate.images
+    count = recipe.export.images
     truths = {task: truth[:count] for task, truth in samples.truths.items()}
     return Samples(samples.images[:count], truths)
+
+
+def calibration(work: Workshop) -> NDArray[np.uint8] | None:
+    """Take the images that tell int8 its ranges: of the split that heads are re-aligned on."""
+    if work.recipe.data is None or "int8" not in work.recipe.export.precisions:
+        return None
+    return work.samples["realign"].images[: work.recipe.export.calibration]
 
 
 def plain_metric(name: str) -> dict[str, Any]:

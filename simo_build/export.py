@@ -1,7 +1,8 @@
 """The last stage: fold the model, export it, hold the graphs to PyTorch, write the bundle."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from torch import Tensor, nn
 
 from simo_build.data import Samples
 from simo_build.encoder import Encoder
+from simo_build.gated import RAW, Arm, Found, Reference, judge, same_answers
 from simo_build.heads import Head
-from simo_build.losses import TORCH_KINDS, as_measured
+from simo_build.losses import TORCH_KINDS
 from simo_build.recipe import Recipe
 from simo_export.bundle import write_bundle
-from simo_export.check import Agreement, Graph, agreement, gate
 from simo_export.fold import PlainEncoder
+from simo_export.gate import Agreement
 from simo_export.graph import export_graph, save_graph, save_joint, without_output
+from simo_export.precision import HALVES, to_half
+from simo_export.quantise import quantised
 from simo_runtime.bundle import Bundle, Manifest
-from simo_runtime.graphs import ENCODER, JOINT, usual_files
-from simo_runtime.metrics import Accumulator, metric_named
-from simo_runtime.tasks import TaskSpec
+from simo_runtime.errors import ExportError, listing
+from simo_runtime.graphs import ENCODER, JOINT, PRECISIONS, GraphFiles, stem
 
-RAW = "raw"  # the head's output before its last step; an output of the graph for the gate only
+Images = NDArray[np.uint8]
 
 
 class FinishedHead(nn.Module):
@@ -42,20 +45,11 @@ class FinishedHead(nn.Module):
 
 @dataclass(frozen=True)
 class Graphs:
-    """The exported encoder and heads; heads still have their raw output."""
+    """The exported encoder and heads of one precision; heads still have their raw output."""
 
     encoder: onnx.ModelProto
     heads: Mapping[str, onnx.ModelProto]
     features: tuple[str, ...]
-
-    def save(self, folder: Path) -> None:
-        """Write the graphs as a bundle holds them."""
-        encoder = save_graph(self.encoder, folder, ENCODER)
-        heads = {
-            task: save_graph(without_output(head, RAW), folder, task)
-            for task, head in self.heads.items()
-        }
-        save_joint(encoder, heads, folder, JOINT)
 
 
 def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
@@ -72,7 +66,7 @@ def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
 
 @torch.inference_mode()
 def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Graphs:
-    """Fold an encoder and its heads and export them."""
+    """Fold an encoder and its heads and export them in float32."""
     plain = folded_encoder(encoder.cpu().eval(), recipe)
     features = tuple(f"tap{number}" for number in recipe.encoder.taps)
     pixels = torch.zeros(2, *recipe.image.size, 3, dtype=torch.uint8)
@@ -86,58 +80,69 @@ def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Gr
     return Graphs(graph, exported, features)
 
 
-@torch.inference_mode()
-def check_graphs(
-    folder: Path,
-    graphs: Graphs,
-    *,
-    encoder: Encoder,
-    heads: Mapping[str, Head],
-    specs: Mapping[str, TaskSpec],
-    samples: Samples,
-) -> list[Agreement]:
-    """Compare saved graphs with the unfolded PyTorch model on the same images, task by task."""
-    run_encoder = Graph(folder / "encoder.onnx")
-    runs = {task: Graph(head) for task, head in graphs.heads.items()}
-    raw: dict[str, tuple[list[Any], list[Any]]] = {task: ([], []) for task in heads}
-    metrics = {task: _pair(spec) for task, spec in specs.items()}
-    for index in range(len(samples)):
-        image = samples.images[index : index + 1]
-        taps = encoder(torch.from_numpy(image))
-        features = run_encoder({"image": image})
-        for task, head in heads.items():
-            expected, found = head(taps), runs[task](features)
-            raw[task][0].append(expected.numpy())
-            raw[task][1].append(found[RAW])
-            if task in samples.truths:
-                truth = samples.truths[task][index : index + 1]
-                finished = TORCH_KINDS[specs[task].kind].finish(expected)
-                metrics[task][0].update(as_measured(finished), truth)
-                metrics[task][1].update(as_measured(torch.from_numpy(found[task])), truth)
-    return [
-        agreement(
-            task,
-            np.concatenate(pair[0]),
-            np.concatenate(pair[1]),
-            metrics=_results(metrics[task]) if task in samples.truths else None,
+def typed(graphs: Graphs, precision: str, saved: Path, calibration: Images) -> tuple[Graphs, Arm]:
+    """Give float32 graphs in a precision, and what of it a CPU can run for the gate.
+
+    `saved` is the float32 encoder's file. Heads stay in floats where the encoder is int8: theirs
+    is a small part of the work, and they have the last word on every pixel.
+    """
+    if precision == "int8":
+        encoder = quantised(saved, calibration)
+        return (
+            Graphs(encoder, graphs.heads, graphs.features),
+            Arm(encoder=encoder, heads=graphs.heads, how="ONNX Runtime, CPU"),
         )
-        for task, pair in raw.items()
-    ]
+    if precision not in HALVES:
+        arm = Arm(encoder=graphs.encoder, heads=graphs.heads, how="ONNX Runtime, CPU")
+        return graphs, arm
+
+    def half(*, rounded: bool) -> tuple[onnx.ModelProto, dict[str, onnx.ModelProto]]:
+        encoder = to_half(graphs.encoder, precision, features=True, rounded=rounded)
+        heads = {
+            task: to_half(head, precision, features=False, rounded=rounded)
+            for task, head in graphs.heads.items()
+        }
+        return encoder, heads
+
+    encoder, heads = half(rounded=True)
+    how = f"ONNX Runtime, CPU, every number rounded to {precision}"
+    return Graphs(*half(rounded=False), graphs.features), Arm(encoder=encoder, heads=heads, how=how)
 
 
-def _pair(spec: TaskSpec) -> tuple[Accumulator, Accumulator]:
-    start = metric_named(spec.metric).start
-    return start(spec.channels), start(spec.channels)
+@dataclass(frozen=True)
+class Writer:
+    """Writes the graphs of a bundle into its folder, one precision after another."""
 
+    folder: Path
+    heads: dict[str, tuple[onnx.ModelProto, str]]  # as written in float32, and their files
 
-def _results(pair: tuple[Accumulator, Accumulator]) -> tuple[float, float]:
-    return pair[0].result(), pair[1].result()
+    def write(self, graphs: Graphs, precision: str) -> GraphFiles:
+        """Write encoder, heads and joint graph; heads of float32 serve int8 too."""
+        name = stem(ENCODER, precision)
+        encoder, heads = save_graph(graphs.encoder, self.folder, name), self.heads
+        if precision != "int8":
+            heads = {
+                task: (
+                    save_graph(without_output(head, RAW), self.folder, stem(task, precision)),
+                    f"{stem(task, precision)}.onnx",
+                )
+                for task, head in graphs.heads.items()
+            }
+        if precision == "fp32":
+            self.heads.update(heads)
+        models = {task: head for task, (head, _) in heads.items()}
+        save_joint(encoder, models, self.folder, stem(JOINT, precision))
+        return GraphFiles(
+            encoder=f"{name}.onnx",
+            heads={task: file for task, (_, file) in heads.items()},
+            joint=f"{stem(JOINT, precision)}.onnx",
+        )
 
 
 def noise(recipe: Recipe) -> Samples:
     """Give images for the gate of a recipe without data: noise, the same every time."""
     shape = (2, *recipe.image.size, 3)
-    pixels: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels: Images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return Samples(pixels, {})
 
 
@@ -149,19 +154,42 @@ def export_bundle(
     recipe: Recipe,
     samples: Samples,
     provenance: Mapping[str, Any],
+    calibration: Images | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
-    """Write the bundle of a finished model, if its graphs agree with PyTorch."""
+    """Write the bundle of a finished model, in every precision that agrees with PyTorch.
+
+    `calibration` (n, H, W, 3) are the images that tell int8 its ranges, by default those of the
+    gate. ExportError if float32 does not agree; another precision that does not is left out, and
+    `say` tells it.
+    """
     graphs = to_graphs(encoder, heads, recipe)
-    record = dict(provenance)
-    specs = recipe.specs()
+    record, passed, specs = dict(provenance), dict[str, GraphFiles](), recipe.specs()
+    reference = Reference(
+        encoder=encoder,
+        folded=folded_encoder(encoder, recipe),
+        heads=heads,
+        specs=specs,
+        samples=samples,
+    )
+    images = samples.images if calibration is None else calibration
 
     def fill(folder: Path) -> None:
-        graphs.save(folder)
-        found = check_graphs(
-            folder, graphs, encoder=encoder, heads=heads, specs=specs, samples=samples
-        )
-        gate(found, cosine=recipe.gate.cosine, metric_change=recipe.gate.metric_change)
-        record["gate"] = {"images": len(samples), "found": [asdict(one) for one in found]}
+        writer, every = Writer(folder, {}), []
+        for precision in sorted(recipe.export.precisions, key=PRECISIONS.index):
+            made, arm = typed(graphs, precision, folder / f"{ENCODER}.onnx", images)
+            found = judge(precision, arm, reference, recipe.export.limits(precision))
+            every.append(found)
+            for line in told(found):
+                say(line)
+            if not found.faults:
+                passed[precision] = writer.write(made, precision)
+                check_joint(folder, precision, arm, reference)
+            elif precision == "fp32":
+                raise ExportError(
+                    f"the exported graphs differ from PyTorch\n{listing(found.faults, limit=9)}"
+                )
+        record["gate"] = gate_record(every, samples, images)
 
     manifest = Manifest(
         name=recipe.name,
@@ -172,8 +200,61 @@ def export_bundle(
         features=graphs.features,
         tasks=tuple(specs.values()),
         files={},
-        graphs={"fp32": usual_files(list(specs), "fp32")},
+        graphs=passed,
         random_weights=recipe.random_seed is not None,
         provenance=record,
     )
     return write_bundle(out, manifest, fill)
+
+
+def check_joint(folder: Path, precision: str, arm: Arm, reference: Reference) -> None:
+    """Refuse a joint graph that gives other answers than the single ones.
+
+    ONNX Runtime has no bfloat16 on a CPU: of that one only the form is checked, when it is saved.
+    """
+    if precision == "bf16":
+        return
+    path = folder / f"{stem(JOINT, precision)}.onnx"
+    image = reference.samples.images[:1]
+    if other := same_answers(path, arm, reference.specs, image):
+        raise ExportError(f"{path.name}: the joint graph is wrong\n{listing(other)}")
+
+
+def gate_record(every: list[Found], samples: Samples, calibration: Images) -> dict[str, Any]:
+    """Say what the gate found, in plain values: a row for each precision and task, and each tap."""
+    return {
+        "images": len(samples),
+        "calibration_images": len(calibration),
+        "found": [_row(found, one) for found in every for one in found.tasks],
+        "features": [_row(found, one) for found in every for one in found.taps],
+        "how": {found.precision: found.how for found in every},
+        "left_out": {found.precision: list(found.faults) for found in every if found.faults},
+    }
+
+
+def _row(found: Found, one: Agreement) -> dict[str, Any]:
+    """Give an agreement as JSON can hold it: what is not finite becomes null."""
+    values = {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in vars(one).items()
+    }
+    return {"precision": found.precision, **values}
+
+
+def told(found: Found) -> Iterator[str]:
+    """Tell what the gate found of one precision, in lines."""
+    for one in found.tasks:
+        metric = ""
+        if one.metric_torch is not None and one.metric_onnx is not None:
+            change = f"{one.metric_change:.3%}"
+            metric = f", metric {one.metric_torch:.5g} to {one.metric_onnx:.5g} ({change})"
+        same = "" if one.argmax is None else f", same classes {one.argmax:.4%}"
+        yield (
+            f"  {found.precision} {one.task}: cosine {one.cosine:.6f}, relative difference "
+            f"{one.frobenius:.1e}{same}{metric}"
+        )
+    patches = [one.patch_cosine for one in found.taps if one.patch_cosine is not None]
+    if patches:
+        yield f"  {found.precision} features: cosine of the worst hundredth {min(patches):.6f}"
+    if found.faults and found.precision != "fp32":
+        yield f"  {found.precision} is left out:\n{listing(found.faults, limit=9)}"

@@ -372,19 +372,28 @@ def history_tables(log: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Ite
 
 
 def gate_table(gate: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Table:
-    """Say how near the exported graphs come to PyTorch."""
+    """Say how near the exported graphs come to PyTorch, in every precision."""
     rows = []
     for one in gate["found"]:
-        kind = specs[one["task"]].metric
+        kind, left_out = specs[one["task"]].metric, one["precision"] in gate["left_out"]
         metrics = [one[name] for name in ("metric_torch", "metric_onnx")]
-        told = ["-" if value is None else shown(value, kind) for value in metrics]
         rows.append(
-            (one["task"], f"{one['cosine']:.8f}", f"{one['largest_difference']:.1e}", *told)
+            (
+                f"{one['precision']} {one['task']}" + (" (left out)" if left_out else ""),
+                "not finite" if one["cosine"] is None else f"{one['cosine']:.8f}",
+                "not finite" if one["frobenius"] is None else f"{one['frobenius']:.1e}",
+                "-" if one["argmax"] is None else percent(one["argmax"], 2),
+                *("-" if value is None else shown(value, kind) for value in metrics),
+            )
         )
     return Table(
         title="The graphs against PyTorch",
-        note=f"On {gate['images']} images, the heads' outputs before their last step.",
-        head=("", "cosine", "largest difference", "metric, PyTorch", "metric, ONNX Runtime"),
+        note=f"On {gate['images']} images, the heads' outputs before their last step. "
+        + "".join(f"{name}: {how}. " for name, how in gate["how"].items()),
+        head=(
+            *("", "cosine", "relative difference", "same classes"),
+            *("metric, PyTorch", "metric, ONNX Runtime"),
+        ),
         rows=columns_of(rows),
     )
 

@@ -327,10 +327,12 @@ class Planner:
         return count * (2 if step.flip else 1)
 
     def exporting(self) -> Iterator[str]:
-        count = min(self.recipe.gate.images, self.counts.get("select", self.recipe.gate.images))
+        asked = self.recipe.export.images
+        count = min(asked, self.counts.get("select", asked))
         gate = many(count, "image") + (" of noise" if self.recipe.data is None else " of select")
         self.attempt(lambda: check_folder(self.out))
-        graphs = f"{1 + len(self.recipe.tasks)} graphs"
+        precisions = ", ".join(self.recipe.export.precisions)
+        graphs = f"{2 + len(self.recipe.tasks)} graphs in {precisions}"
         yield (f"3 export  {graphs} to {self.out}, compared with PyTorch on {gate}{self._there()}")
 
     def images(self, role: str) -> str:

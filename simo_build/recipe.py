@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from simo_build.exporting import ExportPart
 from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed, Triple
 from simo_build.proxies import SELECT, check_choice
 from simo_build.sources import KEYS_OF, UNTARGETED, DataPart, Target
@@ -244,14 +245,6 @@ class MergePart(Part):
         return {**self.params, **(self.lines.given() if self.lines else {})}
 
 
-class GatePart(Part):
-    """How near the exported graphs must come to PyTorch, on images of the select split."""
-
-    images: Positive = 16
-    cosine: Annotated[float, Field(gt=0, le=1)] = 0.9999
-    metric_change: Annotated[float, Field(gt=0, lt=1)] = 0.001
-
-
 class ReportPart(Part):
     """What the report beside a bundle shows."""
 
@@ -271,7 +264,7 @@ class Recipe(Part):
     train: TrainPart = TrainPart()
     merge: MergePart = MergePart()
     realign: tuple[Step, ...] = ()
-    gate: GatePart = GatePart()
+    export: ExportPart = ExportPart()
     report: ReportPart = ReportPart()
 
     @field_validator("base")

@@ -75,8 +75,13 @@ def parse_graphs(data: object, tasks: list[str], files: Mapping[str, Any]) -> di
     if "fp32" not in found:
         raise ValueError("graphs: fp32 must be among the precisions")
     used = [file for one in found.values() for file in one.named().values()]
-    if twice := sorted({file for file in used if used.count(file) > 1}):
-        raise ValueError(f"graphs: {twice[0]} stands twice")
+    # a head may serve several precisions, once in each; all else belongs to one
+    own = [file for one in found.values() for file in (one.encoder, one.joint) if file is not None]
+    double = {file for file in own if used.count(file) > 1}
+    for one in found.values():
+        double |= {file for file in one.heads.values() if list(one.heads.values()).count(file) > 1}
+    if double:
+        raise ValueError(f"graphs: {min(double)} stands twice")
     if missing := sorted(set(used) - set(files)):
         raise ValueError(f"files: {', '.join(missing)} is not listed")
     if idle := sorted({file for file in files if file.endswith(".onnx")} - set(used)):

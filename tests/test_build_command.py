@@ -202,9 +202,11 @@ def test_a_missing_expert_says_how_to_get_one(rooms_data: Path, tmp_path: Path) 
 
 def test_a_gate_that_fails_keeps_the_bundle_away(rooms_data: Path, tmp_path: Path) -> None:
     # A recipe may ask for more than float32 can give; then there must be no bundle.
-    recipe = recipe_with(tmp_path, gate={"images": 2, "cosine": 1.0, "metric_change": 1e-12})
+    limits = {"fp32": {"cosine": 1.0, "metric_change": 1e-12}}
+    recipe = recipe_with(tmp_path, export={"images": 2, "gate": limits})
     told = build("--recipe", recipe, "--data", rooms_data, cwd=tmp_path)
     assert "the exported graphs differ from PyTorch" in refused(told, tmp_path)
+    assert "the difference rises most at " in told.stderr
 
 
 def test_random_weights_are_marked(tmp_path: Path) -> None:

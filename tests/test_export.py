@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from simo_build.encoder import Encoder, randomise
-from simo_build.export import RAW, to_graphs
+from simo_build.export import to_graphs
+from simo_build.gated import RAW
 from simo_build.heads import make_head
 from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
 from simo_export.bundle import sweep, write_bundle
-from simo_export.check import Graph, agreement, gate
+from simo_export.check import Graph
 from simo_export.graph import export_graph, save_graph, without_output
 from simo_runtime.bundle import Bundle, Manifest
 from simo_runtime.errors import ExportError
@@ -145,34 +146,6 @@ def test_weights_lie_beside_the_graph_and_are_readable(tmp_path: Path) -> None:
     found = Graph(tmp_path / "linear.onnx")({"x": values})["y"]
     expected = module(torch.from_numpy(values)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_agreement_by_hand() -> None:
-    # (3, 4) and (4, 3): 24 / 25; the largest difference is 1; the metric goes from 0.5 to 0.4
-    found = agreement("t", np.array([3.0, 4.0]), np.array([4.0, 3.0]), metrics=(0.5, 0.4))
-    assert found.cosine == pytest.approx(0.96)
-    assert found.largest_difference == 1.0
-    assert found.metric_change == pytest.approx(0.2)
-
-
-def test_two_empty_maps_agree() -> None:
-    assert agreement("t", np.zeros(3), np.zeros(3), metrics=None).cosine == 1.0
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "metrics", "message"),
-    [
-        ([3.0, 4.0], [4.0, 3.0], None, r"depth: cosine 0\.960000, at least 0\.9999"),
-        ([1.0], [1.0], (0.5, 0.501), "from 0.5 to 0.501, a change of 0.200%"),
-        ([1.0], [float("nan")], None, "depth: cosine nan"),
-    ],
-)
-def test_the_gate_names_what_differs(
-    one: list[float], other: list[float], metrics: tuple[float, float] | None, message: str
-) -> None:
-    found = agreement("depth", np.array(one), np.array(other), metrics=metrics)
-    with pytest.raises(ExportError, match=message):
-        gate([found], cosine=0.9999, metric_change=0.001)
 
 
 def manifest() -> Manifest:

@@ -77,7 +77,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "merge": {"params": {"alpha": 0.1}},
         "realign": [{"step": "head", **phase}],
-        "gate": {"images": 3},
+        "export": {"images": 3},
     }
     path = folder / "kinds.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -44,7 +44,7 @@ def test_a_plan_says_what_every_stage_reads(place: Path) -> None:
     assert "1 merge   task_arithmetic, 2 candidates of alpha, chosen by 3 images of select" in told
     # 6 images and their mirror images are one batch of 16
     assert "head: 2 heads, each 1 step in 1 epoch on 6 images of realign and their mirror" in told
-    assert "3 export  3 graphs" in told
+    assert "3 export  4 graphs in fp32" in told
     assert "kept" not in told
     assert not (place / "bundles").exists()
 
@@ -65,15 +65,15 @@ def test_a_plan_counts_as_the_build_does(place: Path) -> None:
 
 
 def test_stages_of_an_earlier_build_are_kept(place: Path) -> None:
-    gate = {"images": 1}
-    loaded = load_recipe(str(write_recipe(place, gate=gate)))
+    export = {"images": 1}
+    loaded = load_recipe(str(write_recipe(place, export=export)))
     build(loaded, place / "bundles" / "tiny", progress=Silent())
-    told = text(planned(place, gate=gate))
+    told = text(planned(place, export=export))
     assert "by 3 images of select with labels [kept from an earlier build]" in told
     assert "2 realign 1 step [kept from an earlier build]" in told
     assert "compared with PyTorch on 1 image of select [is there]" in told
     longer = [{"step": "head", "epochs": 2, "lr": 1e-3}]
-    told = text(planned(place, gate=gate, realign=longer))
+    told = text(planned(place, export=export, realign=longer))
     assert told.count("[kept from an earlier build]") == 1
     assert "[a bundle is there, and would be replaced]" in told
 

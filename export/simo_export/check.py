@@ -1,7 +1,11 @@
-"""Compare what a graph gives with what PyTorch gives, and refuse a graph that differs."""
+"""Compare what a graph gives with what PyTorch gives.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+Everything is summed up image by image, so that nothing large is kept. Shapes: B images, S = P + N
+tokens, D width; heads' outputs as they come.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +14,67 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from simo_runtime.errors import ExportError, listing
+from simo_export.gate import Agreement
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How near one output of a graph comes to PyTorch's on the same images."""
+@dataclass
+class Meter:
+    """The sums that an agreement is made of."""
 
     task: str
-    cosine: float
-    largest_difference: float
-    metric_torch: float | None = None  # None without labelled images
-    metric_onnx: float | None = None
+    classes: bool = False
+    tokens: bool = False
+    prefix: int = 0
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))  # xy, xx, yy, (x - y)^2
+    largest: float = 0.0
+    finite: bool = True
+    pixels: int = 0
+    same: int = 0
+    cosines: list[Array] = field(default_factory=list)
 
-    @property
-    def metric_change(self) -> float:
-        """The relative change of the task's metric; 0 without labelled images."""
-        if self.metric_torch is None or self.metric_onnx is None:
-            return 0.0
-        return abs(self.metric_onnx - self.metric_torch) / max(abs(self.metric_torch), 1e-12)
+    def update(self, expected: Array, found: Array) -> None:
+        """Add the same output of both, PyTorch's first."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._update(expected.astype(np.float64), found.astype(np.float64))
+
+    def _update(self, one: Array, two: Array) -> None:
+        self.finite &= bool(np.isfinite(two).all())
+        apart = one - two
+        self.sums += [
+            np.vdot(a, b) for a, b in ((one, two), (one, one), (two, two), (apart, apart))
+        ]
+        self.largest = float(np.fmax(self.largest, np.abs(apart).max()))
+        if self.classes:
+            self.pixels += one[:, 0].size
+            self.same += int((one.argmax(axis=1) == two.argmax(axis=1)).sum())
+        if self.tokens:
+            self.cosines.append(_cosines(one[:, self.prefix :], two[:, self.prefix :]))
+
+    def agreement(self, metrics: tuple[float, float] | None = None) -> Agreement:
+        """Give the agreement; `metrics` are the task's metric, PyTorch's and ONNX's."""
+        both, one, two, apart = self.sums
+        with np.errstate(invalid="ignore"):  # what is not finite is to be found, not warned of
+            length = np.sqrt(one) * np.sqrt(two)
+            cosine = both / length if length else float(apart == 0)
+        patches = np.concatenate([found.ravel() for found in self.cosines]) if self.tokens else None
+        return Agreement(
+            task=self.task,
+            finite=self.finite,
+            cosine=float(cosine),
+            frobenius=float(np.sqrt(apart / one)) if one else float(apart > 0),
+            largest_difference=self.largest,
+            patch_cosine=None if patches is None else float(np.percentile(patches, 1)),
+            argmax=self.same / self.pixels if self.classes else None,
+            metric_torch=None if metrics is None else metrics[0],
+            metric_onnx=None if metrics is None else metrics[1],
+        )
 
 
-def agreement(
-    task: str, torch_output: Array, onnx_output: Array, *, metrics: tuple[float, float] | None
-) -> Agreement:
-    """Compare two arrays of one shape; `metrics` are the task's metric, PyTorch's and ONNX's."""
-    one, two = torch_output.astype(np.float64).ravel(), onnx_output.astype(np.float64).ravel()
-    length = float(np.linalg.norm(one) * np.linalg.norm(two))
-    return Agreement(
-        task=task,
-        cosine=float(one @ two) / length if length else float(np.array_equal(one, two)),
-        largest_difference=float(np.abs(one - two).max()),
-        metric_torch=None if metrics is None else metrics[0],
-        metric_onnx=None if metrics is None else metrics[1],
-    )
-
-
-def gate(found: Sequence[Agreement], *, cosine: float, metric_change: float) -> None:
-    """Raise ExportError, naming every task whose graph is too far from PyTorch."""
-    faults = []
-    for one in found:
-        # written so that NaN fails
-        if not one.cosine >= cosine:
-            faults.append(f"{one.task}: cosine {one.cosine:.6f}, at least {cosine} is needed")
-        if not one.metric_change <= metric_change:
-            faults.append(
-                f"{one.task}: the metric goes from {one.metric_torch} to {one.metric_onnx}, "
-                f"a change of {one.metric_change:.3%}; at most {metric_change:.3%} is allowed"
-            )
-    if faults:
-        raise ExportError(f"the exported graphs differ from PyTorch\n{listing(faults)}")
+def _cosines(one_BND: Array, two_BND: Array) -> Array:
+    lengths_BN = np.linalg.norm(one_BND, axis=-1) * np.linalg.norm(two_BND, axis=-1)
+    return np.asarray((one_BND * two_BND).sum(axis=-1) / np.maximum(lengths_BN, 1e-30))
 
 
 class Graph:

@@ -53,7 +53,7 @@ def export_graph(
     if program is None:
         raise ExportError(f"{type(module).__name__}: the exporter gave nothing")
     model = program.model_proto
-    _strip(model)
+    strip(model)
     check_domains(model)
     onnx.checker.check_model(model)
     return model
@@ -64,7 +64,7 @@ def _takes_varargs(module: nn.Module) -> bool:
     return bool(module.forward.__code__.co_flags & 0x04)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Remove everything that is not needed to run and may differ between machines."""
     del model.metadata_props[:]
     model.doc_string = ""

@@ -1,0 +1,79 @@
+"""Give a graph whole numbers of 8 bits, or fp8, where it multiplies by weights.
+
+ONNX Runtime's quantisation does the work, in QDQ form. What is quantised was chosen by measuring:
+
+- inputs and weights of products by weights (the four of every block), and nothing else. Products of
+  attention stay in floats: they are an eighth of the work, and an error there moves every token;
+- outputs are not quantised: they are sums, which an engine has in full anyway. Quantising them
+  costs accuracy, and time for two more passes over memory;
+- symmetric signed numbers on both sides, weights by output channel: the form that TensorRT takes.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from simo_export.graph import strip
+
+PRODUCTS = ("MatMul", "Gemm")
+
+
+class Images:
+    """Calibration images, (n, H, W, 3) uint8, one after another as ONNX Runtime asks for them."""
+
+    def __init__(self, name: str, images_nHW3: NDArray[np.uint8]) -> None:
+        self._rows: Iterator[dict[str, Any]] = (
+            {name: images_nHW3[index : index + 1]} for index in range(len(images_nHW3))
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._rows, None)
+
+
+def quantised(
+    saved: Path, images_nHW3: NDArray[np.uint8], *, keep: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Quantise a saved float32 graph of one image input, whose ranges the images tell.
+
+    `keep` are names of nodes that stay in floats. Gives the graph with its weights in it.
+    """
+    # Imported here: it takes a second, and most builds do not quantise.
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    graph = onnx.load(saved, load_external_data=False).graph
+    weights = {one.name for one in graph.initializer}
+    floats = [
+        node.name
+        for node in graph.node
+        if node.op_type in PRODUCTS and not weights & set(node.input[:2])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantised.onnx"
+        quantize_static(
+            str(saved),
+            str(path),
+            Images(graph.input[0].name, images_nHW3),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(PRODUCTS),
+            nodes_to_exclude=[*floats, *keep],
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+            },
+        )
+        made = onnx.load(path)
+    strip(made)
+    used = {node.domain for node in made.graph.node}
+    imports = [one for one in made.opset_import if one.domain in used]
+    del made.opset_import[:]
+    made.opset_import.extend(imports)
+    return made
