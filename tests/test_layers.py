@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "simo_export": {"simo_runtime"},
     "simo_engines": {"simo_runtime"},
     "simo_build": {"simo_runtime", "simo_export", "simo_engines"},
-    "simo_bench": {"simo_runtime", "simo_build"},
+    "simo_bench": {"simo_runtime", "simo_export", "simo_build"},
 }
 RUNTIME_MAY_USE = {"click", "cv2", "numpy", "onnxruntime"}
 HEAVY = {"torch", "timm", "peft", "onnx", "pydantic", "yaml", "safetensors", "simo_build"}

@@ -9,6 +9,7 @@ ONNX Runtime's quantisation does the work, in QDQ form. What is quantised was ch
 - symmetric signed numbers on both sides, weights by output channel: the form that TensorRT takes.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ class Images:
         return next(self._rows, None)
 
 
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing before quantization" not in record.getMessage()
+
+
 def quantised(
     saved: Path, images_nHW3: NDArray[np.uint8], *, keep: tuple[str, ...] = ()
 ) -> onnx.ModelProto:
@@ -52,6 +57,8 @@ def quantised(
         for node in graph.node
         if node.op_type in PRODUCTS and not weights & set(node.input[:2])
     ]
+    # it advises, by the root logger, to fuse first: operators that are not of the standard
+    logging.getLogger().addFilter(_no_advice)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantised.onnx"
         quantize_static(
