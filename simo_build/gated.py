@@ -59,7 +59,7 @@ def judge(precision: str, arm: Arm, reference: Reference, limits: Limits) -> Fou
     found = [fault for one in (*taps, *tasks) for fault in faults(one, limits)]
     if found:
         worst = worst_layer(arm.encoder, reference.folded, reference.samples.images[:1])
-        found.append(str(worst))
+        found.insert(0, str(worst))
     return Found(
         precision=precision,
         how=arm.how,

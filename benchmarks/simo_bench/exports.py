@@ -163,16 +163,17 @@ def as_torch_does(encoder: Encoder, folder: Path) -> Path:
 def as_optimum_does(encoder: Encoder, folder: Path) -> Path:
     """Export transformers' DINOv2 of the same shape by optimum; BackendError if it is not there."""
     try:
-        from optimum.exporters.onnx import export  # type: ignore[import-not-found]  # if installed
-        from optimum.exporters.tasks import TasksManager  # type: ignore[import-not-found]
-        from transformers import Dinov2Config, Dinov2Model  # type: ignore[import-not-found]
+        from optimum.exporters.onnx import export
+        from optimum.exporters.tasks import TasksManager
+        from transformers import Dinov2Config, Dinov2Model
     except ImportError as error:
         raise BackendError(f"optimum is left out ({error}): pip install optimum-onnx") from error
     vit, patch = encoder.vit, encoder.geometry.patch[0]
+    attention: Any = vit.blocks[0].attn
     config = Dinov2Config(
         hidden_size=vit.embed_dim,
         num_hidden_layers=len(vit.blocks),
-        num_attention_heads=vit.blocks[0].attn.num_heads,
+        num_attention_heads=attention.num_heads,
         patch_size=patch,
         image_size=518,  # of the published weights
     )
