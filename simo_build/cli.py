@@ -53,7 +53,7 @@ def refuse_several() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.ClickException(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this runs in one process; simo-train "
-            "(of experts, without --search) and simo-build are those that use several"
+            "without --search and simo-build are those that use several"
         )
 
 
@@ -119,9 +119,9 @@ def train_command(
     """Train the experts of a recipe: the head on the frozen encoder, then both.
 
     With --task joint, train one encoder and all heads together instead: what merging is compared
-    with. What was trained with the same settings before is kept, and an expert's training that
-    was killed goes on. Prints one file a line. `accelerate launch --no_python simo-train ...`
-    uses several GPUs for experts.
+    with. What was trained with the same settings before is kept, and a training that was killed
+    goes on. Prints one file a line. `accelerate launch --no_python simo-train ...` uses several
+    GPUs.
 
     With --search, find the learning rates first, by the select split: prints all trials, the
     lines to copy into the recipe, and the file, which is what training with these lines gives.
@@ -129,9 +129,8 @@ def train_command(
     """
     if role is not None and task != "joint":
         raise click.UsageError("--on goes with --task joint: experts learn from `train`.")
-    if task == "joint" or trials is not None:
-        refuse_several()
     if trials is not None:
+        refuse_several()
         from simo_build.search import search, table  # Optuna, if it is missing, is told of first
     from simo_build.loading import load_recipe
     from simo_build.multitask import train_multitask
@@ -150,7 +149,7 @@ def train_command(
             click.echo(f"{table(found)}\n\n{found.path}")
             continue
         path = (
-            train_multitask(loaded, role or "train", progress)
+            train_multitask(loaded, role or "train", progress, scalars)
             if name == "joint"
             else train_expert(loaded, name, progress, scalars)
         )

@@ -11,12 +11,15 @@ metadata what it was trained on, for how many steps.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from simo_build.checkpoints import (
     JOINT_FORMAT,
@@ -31,31 +34,53 @@ from simo_build.checkpoints import (
 from simo_build.data import Samples, fingerprint
 from simo_build.devices import device
 from simo_build.fit import Outcome
-from simo_build.hashing import digest
+from simo_build.hashing import code_hash, digest
 from simo_build.heads import Head
+from simo_build.joint import Joint
 from simo_build.loading import LoadedRecipe
-from simo_build.phases import Measured, Score, equation_1, train_all, train_head
+from simo_build.phases import (
+    Measured,
+    Score,
+    Watch,
+    equation_1,
+    measured,
+    train_all,
+    train_head,
+)
 from simo_build.progress import Progress
 from simo_build.realign.bench import Bench, looked_at
-from simo_build.realign.joint import TINY, Joint, on_cpu, own_losses
+from simo_build.realign.joint import TINY, own_losses
 from simo_build.recipe import Phase, Recipe
+from simo_build.saved import Saved, States
+from simo_build.scalars import Scalars
 from simo_build.stages import Result, Stages
-from simo_build.statedict import StateDict, misfits, part, prefixed
+from simo_build.statedict import StateDict, misfits, on_cpu, part, prefixed
+from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads, split_heads
 from simo_runtime.errors import CheckpointError, RecipeError, TrainError, listing, unknown
 
 ROLES = ("train", "realign")  # the splits that it may learn from
-Watch = Callable[[float], None]
 
 
-def train_multitask(loaded: LoadedRecipe, role: str, progress: Progress) -> Path:
-    """Train on one split, unless that has been done with the same settings; give the file."""
-    training = open_training(loaded, role, progress)
-    path = training.path_of(training.phase)
-    if path.is_file():
+def train_multitask(
+    loaded: LoadedRecipe, role: str, progress: Progress, scalars: Scalars | None = None
+) -> Path:
+    """Train on one split, unless that has been done with the same settings; give the file.
+
+    What a killed training has done is gone on with, as an expert's is.
+    """
+    training = open_training(loaded, role, progress, scalars)
+    path, phase = training.path_of(training.phase), training.phase
+    if workers().from_main(path.is_file):
         progress.say(f"joint: kept {path}")
         return path
-    return training.write(training.train(training.phase))
+    code = {"joint": training.key(phase), "code": code_hash(), "torch": torch.__version__}
+    states = States(path, digest(code), progress)
+    learnt = training.train(phase, saved=states.of("full"))
+    if workers().main:
+        training.write(learnt)
+        states.remove()
+    return path
 
 
 def multitask_path(work: Workshop, role: str) -> Path:
@@ -96,13 +121,16 @@ def multitask_description(recipe: Recipe, base_hash: str) -> dict[str, Any]:
     }
 
 
-def open_training(loaded: LoadedRecipe, role: str, progress: Progress) -> "JointTraining":
+def open_training(
+    loaded: LoadedRecipe, role: str, progress: Progress, scalars: Scalars | None = None
+) -> "JointTraining":
     """Get ready to train on a split; what heads learn first is kept beside the experts."""
     if role not in ROLES:
         raise unknown("split for joint training", role, ROLES)
     if loaded.recipe.data is None:
         raise RecipeError(f"{loaded.shown}: training needs `data`")
-    return JointTraining(Workshop(loaded, Stages(loaded.experts / ".stages", progress)), role)
+    work = Workshop(loaded, Stages(loaded.experts / ".stages", progress))
+    return JointTraining(work, role, scalars)
 
 
 @dataclass
@@ -111,6 +139,7 @@ class JointTraining:
 
     work: Workshop
     role: str
+    scalars: Scalars | None = None
     bench: Bench = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,14 +199,20 @@ class JointTraining:
     @cached_property
     def heads(self) -> Result:
         """The heads on the features of the base, and how their training went, by task."""
-        return self.work.stages.run("joint-heads", self._inputs, self._train_heads)
+        return self.work.stages.run_in_parts(
+            "joint-heads",
+            self._inputs,
+            lambda states: workers().from_main(lambda: self._train_heads(states)),
+        )
 
-    def _train_heads(self) -> tuple[StateDict, dict[str, Any]]:
+    def _train_heads(self, states: States) -> tuple[StateDict, dict[str, Any]]:
         work, progress = self.work, self.work.stages.progress
-        features = {
-            name: work.features(work.base, samples, name) for name, samples in self.samples.items()
-        }
         heads, outcomes = work.heads(), {}
+
+        @cache
+        def features(name: str) -> list[Tensor]:
+            return work.features(work.base, self.samples[name], name)
+
         for task, spec in work.recipe.specs().items():
             outcomes[task] = train_head(
                 heads[task],
@@ -186,6 +221,8 @@ class JointTraining:
                 samples=self.samples,
                 train=work.recipe.training(task),
                 progress=progress,
+                saved=states.of(task),
+                scalars=self.scalars,
             )
         return on_cpu(flat_heads(heads)), {task: vars(one) for task, one in outcomes.items()}
 
@@ -193,7 +230,8 @@ class JointTraining:
     def score(self) -> Score:
         """Equation 1 against the experts, or against the heads on the features of the base."""
         if self.work.recipe.train.joint.by == "experts":
-            return equation_1(self.bench.experts, self.work.recipe.specs())
+            experts = workers().from_main(lambda: self.bench.experts)
+            return equation_1(experts, self.work.recipe.specs())
         found = {task: float(one["metric"]) for task, one in self.heads.log.items()}
         for task, metric in found.items():
             if not metric > 0:
@@ -209,10 +247,15 @@ class JointTraining:
         """What the losses are divided by: nothing, or their experts' on select."""
         if self.work.recipe.train.joint.loss == "mean":
             return None
-        return {task: max(loss, TINY) for task, loss in own_losses(self.bench)}
+        losses = workers().from_main(lambda: dict(own_losses(self.bench)))
+        return {task: max(loss, TINY) for task, loss in losses.items()}
 
     def train(
-        self, phase: Phase, watch: Watch = lambda score: None, progress: Progress | None = None
+        self,
+        phase: Phase,
+        watch: Watch = lambda score: None,
+        progress: Progress | None = None,
+        saved: Saved | None = None,
     ) -> "Learnt":
         """Train encoder and heads together; give the weights of the best epoch.
 
@@ -224,15 +267,10 @@ class JointTraining:
         encoder.requires_grad_(True)
         heads = split_heads(work, self.heads.tensors)
         joint = Joint(encoder, heads, bf16=work.recipe.train.precision == "bf16").to(device())
-        measured: list[Measured] = []
-
-        def watched(metrics: Measured, found: float) -> None:
-            measured.append(metrics)
-            watch(found)
-
+        specs = work.recipe.specs()
         outcome = train_all(
             joint,
-            work.recipe.specs(),
+            specs,
             samples=self.samples,
             train=work.recipe.train,
             phase=phase,
@@ -240,10 +278,13 @@ class JointTraining:
             label="joint, all",
             progress=progress or work.stages.progress,
             units=units,
-            watch=watched,
+            watch=watch,
+            saved=saved,
+            scalars=self.scalars,
         )
+        metrics = workers().from_main(lambda: measured(joint, specs, self.samples["select"]))
         weights = prefixed(encoder.weights(), "encoder.") | flat_heads(joint.by_task())
-        return Learnt(on_cpu(weights), phase, outcome, measured[outcome.epoch])
+        return Learnt(on_cpu(weights), phase, outcome, metrics)
 
     def write(self, learnt: "Learnt") -> Path:
         """Write the model with all that is known of its training; give the file."""

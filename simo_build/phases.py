@@ -15,14 +15,17 @@ from simo_build.evaluate import measure_head, measure_heads
 from simo_build.features import compute_features, take
 from simo_build.fit import Outcome, fit
 from simo_build.heads import Head
+from simo_build.joint import Joint
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Progress, Silent
-from simo_build.realign.joint import Joint
 from simo_build.recipe import Phase, TrainPart
+from simo_build.saved import Saved
+from simo_build.scalars import Scalars
 from simo_runtime.metrics import metric_named, normalised_performance
 from simo_runtime.tasks import TaskSpec
 
 Measured = Mapping[str, float]  # metrics by task
+Watch = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +57,27 @@ def train_head(
     head: Head,
     spec: TaskSpec,
     *,
-    features: Mapping[str, Sequence[Tensor]],
+    features: Callable[[str], Sequence[Tensor]],
     samples: Mapping[str, Samples],
     train: TrainPart,
     progress: Progress,
-    watch: Callable[[float], None] = lambda metric: None,
+    watch: Watch = lambda score: None,
+    saved: Saved | None = None,
+    scalars: Scalars | None = None,
 ) -> Outcome:
-    """Train one head in place on features, one (n, S, D) a tap, of every split; phase `head`.
+    """Train one head in place on the features of the splits; phase `head`.
 
-    `watch` is told the metric where training begins and after every epoch.
+    `features` gives those of a split, one (n, S, D) a tap; it is not asked if the phase is done
+    and kept in `saved`. `watch` is told the metric where training begins and after every epoch.
     """
     kind, where = TORCH_KINDS[spec.kind], next(head.parameters()).device
     truth = torch.from_numpy(samples["train"].truths[spec.name])
 
     def loss_of(index: Tensor) -> Tensor:
-        return kind.loss(head(take(features["train"], index, where)), truth[index].to(where))
+        return kind.loss(head(take(features("train"), index, where)), truth[index].to(where))
 
     def measure() -> float:
-        found = measure_head(head, spec, features=features["select"], samples=samples["select"])
+        found = measure_head(head, spec, features=features("select"), samples=samples["select"])
         watch(found)
         return found
 
@@ -87,6 +93,8 @@ def train_head(
         measure=measure,
         label=f"{spec.name}, head",
         progress=progress,
+        saved=saved,
+        scalars=scalars,
     )
 
 
@@ -101,12 +109,14 @@ def train_all(
     label: str,
     progress: Progress,
     units: Mapping[str, float] | None = None,
-    watch: Callable[[Measured, float], None] = lambda measured, score: None,
+    watch: Watch = lambda score: None,
+    saved: Saved | None = None,
+    scalars: Scalars | None = None,
 ) -> Outcome:
     """Train encoder and heads in place on images that are changed at random; phase `full`.
 
     The loss is the mean over the tasks, each divided by its unit if there are any. `watch` is told
-    metrics and score where training begins and after every epoch.
+    the score where training begins and after every epoch.
     """
     images = torch.from_numpy(samples["train"].images)
     truths = {task: torch.from_numpy(samples["train"].truths[task]) for task in specs}
@@ -125,10 +135,9 @@ def train_all(
         return torch.stack(losses).mean()
 
     def measure() -> float:
-        taps = compute_features(joint.encoder, samples["select"], label="select", progress=Silent())
-        found = measure_heads(joint.by_task(), specs, features=taps, samples=samples["select"])
-        watch(found, score.of(found))
-        return score.of(found)
+        found = score.of(measured(joint, specs, samples["select"]))
+        watch(found)
+        return found
 
     return fit(
         joint,
@@ -142,4 +151,13 @@ def train_all(
         measure=measure,
         label=label,
         progress=progress,
+        saved=saved,
+        draws=[chance],
+        scalars=scalars,
     )
+
+
+def measured(joint: Joint, specs: Mapping[str, TaskSpec], samples: Samples) -> dict[str, float]:
+    """Measure every task on a split."""
+    taps = compute_features(joint.encoder, samples, label="select", progress=Silent())
+    return measure_heads(joint.by_task(), specs, features=taps, samples=samples)

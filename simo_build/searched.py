@@ -5,7 +5,7 @@ What a phase gives goes to the next one as a plain dictionary: of an expert the 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,21 +18,20 @@ from simo_build.checkpoints import description, write_expert
 from simo_build.data import Samples, load_split
 from simo_build.devices import device
 from simo_build.fit import Outcome
+from simo_build.joint import Joint
 from simo_build.loading import LoadedRecipe
 from simo_build.multitask import JointTraining, Learnt, open_training
-from simo_build.phases import Measured, Score, own_metric, train_all, train_head
+from simo_build.phases import Measured, Score, Watch, own_metric, train_all, train_head
 from simo_build.progress import Progress, Silent
-from simo_build.realign.joint import Joint, on_cpu
 from simo_build.recipe import Phase, PhaseChange, TaskTrainPart
 from simo_build.stages import Stages
-from simo_build.statedict import StateDict, part, prefixed
+from simo_build.statedict import StateDict, on_cpu, part, prefixed
 from simo_build.train import expert_key, expert_path
 from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError, unknown
 from simo_runtime.tasks import TaskSpec
 
 Rates = Mapping[str, float]  # by phase
-Watch = Callable[[float], None]
 NEUTRAL = 1.0  # stands for any rate in a hash that must not depend on it
 
 
@@ -185,7 +184,7 @@ class ExpertSearched:
         outcome = train_head(
             head,
             self._spec,
-            features=self._features,
+            features=self._features.__getitem__,
             samples=self._samples,
             train=train.model_copy(update={"head": PhaseChange(lr=lr).of(train.head)}),
             progress=Silent(),
@@ -210,7 +209,7 @@ class ExpertSearched:
             score=self.score,
             label=f"{task}, all",
             progress=Silent(),
-            watch=lambda _, found: watch(found),
+            watch=watch,
         )
         weights = prefixed(encoder.weights(), "encoder.") | prefixed(head.state_dict(), "head.")
         return Tried(on_cpu(weights), outcome, {task: outcome.metric})

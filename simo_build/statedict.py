@@ -39,6 +39,11 @@ def part(state: Mapping[str, Tensor], prefix: str) -> StateDict:
     return {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
 
 
+def on_cpu(weights: Mapping[str, Tensor]) -> StateDict:
+    """Give weights as they are kept: copies, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
 def misfits(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Iterable[str]:
     """Describe every tensor of `state` that is missing, foreign or of another shape than `like`."""
     for name in sorted(set(like) | set(state)):

@@ -8,43 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from simo_build.augment import augmented
 from simo_build.base import load_base
 from simo_build.checkpoints import description, write_expert
 from simo_build.data import Samples, fingerprint, load_split, say_overlaps
 from simo_build.devices import device
 from simo_build.encoder import Encoder
-from simo_build.evaluate import measure_head
-from simo_build.features import compute_features, take
-from simo_build.fit import Outcome, fit, snapshot
+from simo_build.features import compute_features
+from simo_build.fit import Outcome, snapshot
 from simo_build.hashing import code_hash, digest
-from simo_build.heads import FeatureShape, Head, make_head
+from simo_build.heads import FeatureShape, make_head
+from simo_build.joint import Joint
 from simo_build.loading import LoadedRecipe
-from simo_build.losses import TORCH_KINDS
-from simo_build.progress import Progress, Silent
+from simo_build.phases import own_metric, train_all, train_head
+from simo_build.progress import Progress
 from simo_build.saved import States
 from simo_build.scalars import Scalars
 from simo_build.statedict import StateDict
 from simo_build.workers import workers
 from simo_runtime.errors import RecipeError, unknown
-from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
-
-
-class TaskModel(nn.Module):
-    """One encoder and one head: pixels uint8 (B, H, W, 3) -> raw (B, K, H, W)."""
-
-    def __init__(self, encoder: Encoder, head: Head) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, pixels_BHW3: Tensor, *, half: bool = False) -> Tensor:
-        with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=half):
-            taps = workers().encode(self.encoder, pixels_BHW3)
-        raw: Tensor = self.head([tap.float() for tap in taps])
-        return raw
 
 
 def feature_shape(encoder: Encoder) -> FeatureShape:
@@ -115,8 +99,8 @@ def train_expert(
         role: load_split(loaded, role, tasks=[task], progress=progress)
         for role in ("train", "select")
     }
-    model = TaskModel(encoder, head).to(device())
-    room = Training(loaded, spec, model, samples, states, progress, scalars)
+    joint = Joint(encoder, {task: head}, bf16=recipe.train.precision == "bf16").to(device())
+    room = Training(loaded, spec, joint, samples, states, progress, scalars)
     phases = {"head": _train_head(room), "full": _train_all(room)}
     about = description(recipe, task, base_hash) | {
         "key": key,
@@ -141,7 +125,7 @@ class Training:
 
     loaded: LoadedRecipe
     spec: TaskSpec
-    model: TaskModel
+    joint: Joint
     samples: Mapping[str, Samples]
     states: States
     progress: Progress
@@ -154,82 +138,43 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 def _train_head(work: Training) -> Outcome:
     """Phase 1: the head alone, on features that are computed once, in the main process."""
-    outcome, head = workers().from_main(lambda: _trained_head(work))
-    work.model.head.load_state_dict(head)
-    return outcome
+    spec, encoder, head = work.spec, work.joint.encoder, work.joint.by_task()[work.spec.name]
 
-
-def _trained_head(work: Training) -> tuple[Outcome, StateDict]:
-    spec, model = work.spec, work.model
-    train = work.loaded.recipe.training(spec.name)
-    kind, samples = TORCH_KINDS[spec.kind], work.samples
-    truth = torch.from_numpy(samples["train"].truths[spec.name])
-    where = model.encoder.mean.device
-
-    @cache  # when a head is there already, features are not needed
+    @cache
     def features(role: str) -> list[Tensor]:
-        return compute_features(model.encoder, samples[role], label=role, progress=work.progress)
+        return compute_features(encoder, work.samples[role], label=role, progress=work.progress)
 
-    def loss_of(index: Tensor) -> Tensor:
-        raw = model.head(take(features("train"), index, where))
-        return kind.loss(raw, truth[index].to(where))
+    def trained() -> tuple[Outcome, StateDict]:
+        outcome = train_head(
+            head,
+            spec,
+            features=features,
+            samples=work.samples,
+            train=work.loaded.recipe.training(spec.name),
+            progress=work.progress,
+            saved=work.states.of("head"),
+            scalars=work.scalars,
+        )
+        return outcome, snapshot(head)
 
-    outcome = fit(
-        model.head,
-        metric=spec.metric,
-        better=metric_named(spec.metric).better,
-        schedule=train.head,
-        limits=train,
-        images=len(truth),
-        generator=torch.Generator().manual_seed(train.seed),
-        loss_of=loss_of,
-        measure=lambda: measure_head(
-            model.head, spec, features=features("select"), samples=samples["select"]
-        ),
-        label=f"{spec.name}, head",
-        progress=work.progress,
-        saved=work.states.of("head"),
-        scalars=work.scalars,
-    )
-    return outcome, snapshot(model.head)
+    outcome, weights = workers().from_main(trained)
+    head.load_state_dict(weights)
+    return outcome
 
 
 def _train_all(work: Training) -> Outcome:
     """Phase 2: encoder and head together, on images that are changed at random."""
-    spec, model = work.spec, work.model
+    spec = work.spec
     train = work.loaded.recipe.training(spec.name)
-    kind, samples = TORCH_KINDS[spec.kind], work.samples
-    images = torch.from_numpy(samples["train"].images)
-    truth = torch.from_numpy(samples["train"].truths[spec.name])
-    where = model.encoder.mean.device
-    chance = torch.Generator().manual_seed(train.seed + 1)
-
-    def loss_of(index: Tensor) -> Tensor:
-        pixels, found = augmented(
-            images[index], {spec.name: truth[index]}, {spec.name: spec.kind}, train, chance
-        )
-        raw = model(pixels.to(where), half=train.precision == "bf16")
-        return kind.loss(raw, found[spec.name].to(where))
-
-    def measure() -> float:
-        features = compute_features(
-            model.encoder, samples["select"], label="select", progress=Silent()
-        )
-        return measure_head(model.head, spec, features=features, samples=samples["select"])
-
-    return fit(
-        model,
-        metric=spec.metric,
-        better=metric_named(spec.metric).better,
-        schedule=train.full,
-        limits=train,
-        images=len(images),
-        generator=torch.Generator().manual_seed(train.seed + 2),
-        loss_of=loss_of,
-        measure=measure,
+    return train_all(
+        work.joint,
+        {spec.name: spec},
+        samples=work.samples,
+        train=train,
+        phase=train.full,
+        score=own_metric(spec),
         label=f"{spec.name}, all",
         progress=work.progress,
         saved=work.states.of("full"),
-        draws=[chance],
         scalars=work.scalars,
     )

@@ -10,60 +10,22 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simo_build.data import Samples, joined_to
 from simo_build.devices import device
 from simo_build.encoder import Encoder
 from simo_build.features import BATCH, compute_features, take
 from simo_build.fit import Outcome, fit
-from simo_build.heads import Head
+from simo_build.joint import Joint
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.realign.teachers import Term, asked, by_output, by_tap, by_truth, compared
-from simo_build.statedict import StateDict
+from simo_build.statedict import on_cpu
 from simo_build.steps import DistillStep, JointStep
-from simo_build.workers import workers
 
 TINY = 1e-12  # a loss below this is rounding, and no unit to measure others in
-
-
-class Joint(nn.Module):
-    """An encoder and all heads in one module, to be trained together."""
-
-    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], *, bf16: bool) -> None:
-        super().__init__()
-        self.encoder, self.tasks, self.bf16 = encoder, tuple(heads), bf16
-        self.heads = nn.ModuleList(heads.values())
-
-    def by_task(self) -> dict[str, Head]:
-        """Give the heads by their tasks."""
-        return dict(zip(self.tasks, self.heads, strict=True))  # type: ignore[arg-type]  # a ModuleList forgets what it holds
-
-    def forward(self, pixels_BHW3: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Give the taps, and every task's raw output."""
-        taps = self.tapped(pixels_BHW3)
-        return taps, {task: head(taps) for task, head in self.by_task().items()}
-
-    def tapped(self, pixels_BHW3: Tensor) -> list[Tensor]:
-        """Give the taps in float32, whatever the encoder computes in."""
-        with torch.autocast(pixels_BHW3.device.type, torch.bfloat16, enabled=self.bf16):
-            taps = workers().encode(self.encoded, pixels_BHW3)
-        return [tap.float() for tap in taps]
-
-    def encoded(self, pixels_BHW3: Tensor) -> list[Tensor]:
-        """Give the encoder's taps."""
-        taps: list[Tensor] = self.encoder(pixels_BHW3)
-        return taps
-
-    def settled(self) -> Encoder:
-        """Give the encoder with the weights that the training has come to."""
-        return self.encoder
-
-    def rates(self) -> dict[nn.Parameter, float]:
-        """Give the rates of what learns at another one than the step's."""
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +121,6 @@ def unfuse_attention(encoder: Encoder) -> None:
     """
     for block in encoder.vit.blocks:
         setattr(block.attn, "fused_attn", False)  # noqa: B010  # timm calls it final
-
-
-def on_cpu(weights: StateDict) -> StateDict:
-    """Give weights as stages keep them."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
 
 def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from simo_build.encoder import Encoder
 from simo_build.realign.bench import Bench, Log, SharedModel
-from simo_build.realign.joint import joined, on_cpu, train_jointly
-from simo_build.statedict import StateDict
+from simo_build.realign.joint import joined, train_jointly
+from simo_build.statedict import StateDict, on_cpu
 from simo_build.steps import LoraStep
 
 

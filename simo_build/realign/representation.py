@@ -11,7 +11,8 @@ from typing import cast
 
 from simo_build.encoder import Adapter, Encoder
 from simo_build.realign.bench import Bench, Log, SharedModel, seeded
-from simo_build.realign.joint import joined, on_cpu, train_jointly
+from simo_build.realign.joint import joined, train_jointly
+from simo_build.statedict import on_cpu
 from simo_build.steps import RepresentationStep
 
 

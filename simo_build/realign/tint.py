@@ -19,12 +19,13 @@ from torch.func import functional_call
 
 from simo_build.encoder import Encoder
 from simo_build.heads import Head
+from simo_build.joint import Joint
 from simo_build.learned import Scaled
 from simo_build.learned.learning import moved
 from simo_build.learned.scaled import grouped
 from simo_build.realign.bench import Bench, Log, SharedModel
-from simo_build.realign.joint import Joint, joined, on_cpu, train_jointly
-from simo_build.statedict import StateDict, prefixed, subtract
+from simo_build.realign.joint import joined, train_jointly
+from simo_build.statedict import StateDict, on_cpu, prefixed, subtract
 from simo_build.steps import TintStep
 
 
