@@ -22,6 +22,7 @@ from simo_build.merging import check_recipe, merge
 from simo_build.progress import Progress
 from simo_build.realign import check_steps, run_steps, shared_encoder
 from simo_build.recipe import Recipe
+from simo_build.scalars import Scalars
 from simo_build.stages import Result, Stages
 from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads, split_heads
@@ -33,7 +34,9 @@ from simo_runtime.metrics import METRICS
 PACKAGES = ("simo-runtime", "torch", "timm", "onnx", "onnxscript", "numpy", "safetensors")
 
 
-def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
+def build(
+    loaded: LoadedRecipe, out: Path, *, progress: Progress, scalars: Scalars | None = None
+) -> Bundle:
     """Run every stage of a recipe; the order below is the whole method.
 
     Raises the errors of `simo_runtime.errors`; whatever happens, there is never a half-written
@@ -42,7 +45,7 @@ def build(loaded: LoadedRecipe, out: Path, *, progress: Progress) -> Bundle:
     """
     check_recipe(loaded)
     say_overlaps(loaded, progress)
-    work = Workshop(loaded, Stages(out.parent / ".stages", progress))
+    work = Workshop(loaded, Stages(out.parent / ".stages", progress), scalars)
     check_steps(work)
     merged = merge(work)
     aligned = realign(work, merged)

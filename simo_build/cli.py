@@ -35,6 +35,11 @@ experts_option = click.option(
     show_default=True,
     help="Where trained experts are kept.",
 )
+tensorboard_option = click.option(
+    "--tensorboard",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write loss, rate, metric and time of every epoch to this folder, for TensorBoard.",
+)
 
 
 def in_one_process(command: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -99,11 +104,7 @@ def polite(command: Callable[Given, Result]) -> Callable[Given, Result]:
     metavar="N",
     help="Search the learning rates first, N trials for each phase.",
 )
-@click.option(
-    "--tensorboard",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Also write loss, rate, metric and time of every epoch to this folder, for TensorBoard.",
-)
+@tensorboard_option
 @data_option
 @experts_option
 @polite
@@ -175,6 +176,7 @@ def train_command(
     is_flag=True,
     help="Also write a bundle of every expert to <out>.experts, which simo-bench compares with.",
 )
+@tensorboard_option
 @data_option
 @experts_option
 @polite
@@ -183,6 +185,7 @@ def build_command(
     out: Path | None,
     dry_run: bool,
     with_experts: bool,
+    tensorboard: Path | None,
     data: Path | None,
     experts: Path,
 ) -> None:
@@ -194,12 +197,15 @@ def build_command(
     from simo_build.loading import load_recipe
     from simo_build.plan import many, plan
     from simo_build.progress import Bars, Silent
+    from simo_build.scalars import TensorBoard
     from simo_build.singles import build_experts, experts_folder
     from simo_build.workers import workers
 
     main = workers().main
     loaded = load_recipe(recipe, data=data, experts=experts)
     target = out or Path("bundles") / loaded.recipe.name
+    if dry_run and tensorboard is not None:
+        raise click.UsageError("--tensorboard writes what happens; with --dry-run nothing does.")
     if dry_run:
         refuse_several()
         planned = plan(loaded, target)
@@ -210,7 +216,8 @@ def build_command(
         if planned.faults:
             raise click.ClickException(f"this cannot be built yet:\n{listing(planned.faults)}")
         return
-    bundle = build(loaded, target, progress=Bars() if main else Silent())
+    scalars = TensorBoard(tensorboard) if tensorboard is not None and main else None
+    bundle = build(loaded, target, progress=Bars() if main else Silent(), scalars=scalars)
     if main:
         click.echo(bundle.root)
         if with_experts:

@@ -77,9 +77,12 @@ def train_multitask(
     code = {"joint": training.key(phase), "code": code_hash(), "torch": torch.__version__}
     states = States(path, digest(code), progress)
     learnt = training.train(phase, saved=states.of("full"))
-    if workers().main:
+
+    def write() -> None:
         training.write(learnt)
         states.remove()
+
+    workers().from_main(write)  # no process goes on to read what is not there yet
     return path
 
 

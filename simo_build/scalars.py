@@ -1,6 +1,7 @@
 """Numbers of a training as it goes, for who wants to watch them: loss, rate, metric, time."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,18 @@ class Unwritten:
 
     def write(self, label: str, values: Mapping[str, float], epoch: int) -> None:
         """Drop the numbers."""
+
+
+@dataclass(frozen=True)
+class Under:
+    """Passes numbers on under a name, so that those of several steps lie apart."""
+
+    name: str
+    scalars: Scalars
+
+    def write(self, label: str, values: Mapping[str, float], epoch: int) -> None:
+        """Pass them on, with the name before their label."""
+        self.scalars.write(f"{self.name}, {label}", values, epoch)
 
 
 class TensorBoard:

@@ -107,7 +107,8 @@ def train_expert(
         "select": {name: _plain(outcome) for name, outcome in phases.items()},
         "images": {role: len(split) for role, split in samples.items()},
     }
-    if workers().main:
+
+    def write() -> None:
         write_expert(
             path,
             encoder=encoder.weights(),
@@ -116,6 +117,8 @@ def train_expert(
             half=recipe.train.store == "fp16",
         )
         states.remove()
+
+    workers().from_main(write)  # no process goes on to read what is not there yet
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from simo_build.heads.dropout import SeededDropout
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.workers import workers
 from simo_runtime.errors import TrainError
@@ -80,6 +81,9 @@ class Trainee:
             total_steps=steps,
             pct_start=warmup_share(limits.warmup, steps),
         )
+        self.dropouts = [one for one in goal.module.modules() if isinstance(one, SeededDropout)]
+        for dropout in self.dropouts:
+            dropout.passes = 0
         goal.module.eval()
         self.average = Average(goal.module, ema)
         self.best, self.kept = 0, snapshot(goal.module)
@@ -166,6 +170,7 @@ class Trainee:
             "best": self.best,
             "history": self.history,
             "updates": self.average.updates,
+            "passes": [one.passes for one in self.dropouts],
             "groups": self.optimiser.state_dict()["param_groups"],
             "cycle": self.cycle.state_dict(),
         }
@@ -187,6 +192,8 @@ class Trainee:
         self.cycle.load_state_dict(plain["cycle"])
         self.best, self.history = plain["best"], list(plain["history"])
         self.average.updates = plain["updates"]
+        for dropout, passes in zip(self.dropouts, plain["passes"], strict=True):
+            dropout.passes = passes
 
 
 class Average:

@@ -22,6 +22,7 @@ from simo_build.features import compute_features
 from simo_build.heads import Head, make_head
 from simo_build.loading import LoadedRecipe
 from simo_build.recipe import Recipe
+from simo_build.scalars import Scalars
 from simo_build.stages import Stages
 from simo_build.statedict import StateDict, misfits, part, prefixed
 from simo_build.train import expert_path, feature_shape, train_expert
@@ -34,6 +35,7 @@ class Workshop:
 
     loaded: LoadedRecipe
     stages: Stages
+    scalars: Scalars | None = None  # takes the numbers of trainings as they go
     base_hash: str = field(init=False)
     base: StateDict = field(init=False)
     encoder: Encoder = field(init=False)
@@ -56,7 +58,7 @@ class Workshop:
         for task in self.recipe.tasks:
             path = expert_path(self.loaded, task, self.base_hash)
             if not path.is_file() and self.recipe.train_missing:
-                path = train_expert(self.loaded, task, self.stages.progress)
+                path = train_expert(self.loaded, task, self.stages.progress, self.scalars)
             if not path.is_file():
                 raise CheckpointError(missing_expert(self.loaded, task, path))
             expert = self._read(path, task)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from simo_build import train, workshop
+from simo_build import phases, train, workshop
 from simo_build.build import build, realign
 from simo_build.checkpoints import read_tensors, write_expert
 from simo_build.devices import device
 from simo_build.heads import HEADS, DptHead, DptSizes, Head
 from simo_build.loading import load_recipe
 from simo_build.merging import merge
+from simo_build.multitask import train_multitask
 from simo_build.progress import Silent
 from simo_build.stages import Result
 from simo_build.train import train_expert
@@ -25,6 +26,7 @@ from simo_runtime.bundle import Bundle
 from simo_runtime.errors import CheckpointError, RecipeError
 from simo_runtime.predictor import Predictor
 from tests.test_export import UNWANTED
+from tests.test_train_resume import Killed, kill_at
 from tests.tiny import SIZE, TASKS, opened, write_recipe, write_workplace
 
 HEAD_OF = {"depth": "dpt", "normals": "dpt_small"}
@@ -156,16 +158,48 @@ def test_what_is_kept_measures_as_told(place: Path, tmp_path: Path) -> None:
 
 def test_an_expert_with_a_dpt_head_is_trained_the_same_twice(place: Path, tmp_path: Path) -> None:
     phase = {"epochs": 1, "lr": 1e-3}
-    phases = {"batch": 2, "head": phase, "full": phase}
+    train = {"batch": 2, "head": phase, "full": phase}
     written = []
     for name in ("one", "other"):
-        path = write_recipe(place, **FOUR, tasks=tasks(expert=None), train=phases)
+        path = write_recipe(place, **FOUR, tasks=tasks(expert=None), train=train)
         loaded = load_recipe(str(path), experts=tmp_path / name)
         written.append(train_expert(loaded, "normals", Silent()))
         torch.rand(1)
     one, other = (read_tensors(path)[0] for path in written)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert "head.trunk.smooth.weight" in one
+
+
+@pytest.fixture
+def from_scratch(place: Path) -> Path:
+    """A recipe of one task without an expert; something is dropped at random in its head."""
+    phase = {"epochs": 2, "lr": 1e-2}
+    only = {"normals": tasks(expert=None)["normals"]}
+    train = {"batch": 2, "head": phase, "full": phase}
+    more = {"data": {"root": "data", "train": "realign"}, "train": train}
+    return write_recipe(place, **FOUR, tasks=only, **more)
+
+
+def test_what_is_dropped_goes_on_after_kills(from_scratch: Path, tmp_path: Path) -> None:
+    written = []
+    for name, kills in (("whole", ()), ("killed", (("take", 5), ("augmented", 5)))):
+        loaded = load_recipe(str(from_scratch), experts=tmp_path / name)
+        for function, call in kills:  # in the second epoch of either phase
+            with kill_at(phases, function, call), pytest.raises(Killed):
+                train_expert(loaded, "normals", Silent())
+        written.append(train_expert(loaded, "normals", Silent()).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_what_is_dropped_does_not_hang_on_what_was_trained_before(
+    from_scratch: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe(str(from_scratch), experts=tmp_path)
+    expert = read_tensors(train_expert(loaded, "normals", Silent()))[0]
+    joint = read_tensors(train_multitask(loaded, "train", Silent()))[0]
+    renamed = {name.replace("normals.", "head."): tensor for name, tensor in joint.items()}
+    assert set(renamed) == set(expert)
+    assert all(torch.equal(renamed[key], expert[key]) for key in expert)
 
 
 def test_a_head_of_another_kind_is_refused_by_name(place: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simo_build.encoder import make_vit
 from simo_build.export import FinishedHead
 from simo_build.heads import HEADS, DptHead, DptSizes, FeatureShape, make_head
-from simo_build.heads.dpt import SeededDropout
+from simo_build.heads.dropout import SeededDropout
 from simo_build.losses import TORCH_KINDS
 from simo_build.recipe import EncoderPart
 from simo_export.check import Graph

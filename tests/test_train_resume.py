@@ -13,19 +13,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from simo_build import cli, room, train
+from simo_build import cli, phases, room, train
 from simo_build.build import realign
 from simo_build.loading import load_recipe
 from simo_build.merging import merge
+from simo_build.multitask import train_multitask
 from simo_build.progress import Bars, Silent
 from simo_build.realign import head, joint
 from simo_build.realign.bench import Bench, SharedModel
-from simo_build.scalars import TensorBoard
+from simo_build.scalars import Scalars, TensorBoard
 from simo_build.stages import Result, Stages
 from simo_build.steps import HeadStep
 from simo_build.train import train_expert
 from simo_runtime.errors import DataError, TrainError
-from tests.tiny import opened, write_recipe, write_workplace
+from tests.tiny import TASKS, opened, write_recipe, write_workplace
 
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 3e-3, "batch": 4}
 STEPS: list[dict[str, Any]] = [{"step": "distill", **QUICK, "ema": 0.5}, {"step": "head", **QUICK}]
@@ -93,10 +94,10 @@ def test_an_expert_is_the_same_file_after_kills_in_both_phases(
 ) -> None:
     whole = trained(untrained, tmp_path / "whole")
     for name, call in (("take", 4), ("augmented", 2), ("augmented", 3)):
-        with kill_at(train, name, call), pytest.raises(Killed):
+        with kill_at(phases, name, call), pytest.raises(Killed):
             trained(untrained, tmp_path / "killed")
     said = Said()
-    with kill_at(train, "take", 1):  # the head's phase is done and needs no features
+    with kill_at(phases, "take", 1):  # the head's phase is done and needs no features
         found = trained(untrained, tmp_path / "killed", said)
     assert found.read_bytes() == whole.read_bytes()
     assert [path.name for path in found.parent.iterdir()] == [found.name]
@@ -107,7 +108,7 @@ def test_an_expert_is_the_same_file_after_kills_in_both_phases(
 def test_a_state_of_other_code_is_not_gone_on_with(
     untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with kill_at(train, "augmented", 4), pytest.raises(Killed):
+    with kill_at(phases, "augmented", 4), pytest.raises(Killed):
         trained(untrained, tmp_path)
     monkeypatch.setattr(train, "code_hash", lambda: "other code")
     said = Said()
@@ -120,7 +121,7 @@ def test_training_that_cannot_go_on_keeps_what_it_has(untrained: Path, tmp_path:
         return images, {task: truth * float("nan") for task, truth in truths.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "augmented", broken)
+        patch.setattr(phases, "augmented", broken)
         with pytest.raises(TrainError, match=r"depth, all: the loss is nan in epoch 1"):
             trained(untrained, tmp_path)
     with pytest.raises(TrainError, match=r"an earlier run .* stopped: depth, all: the loss is nan"):
@@ -161,16 +162,72 @@ def test_tensorboard_shows_them(tmp_path: Path) -> None:
     assert (event.step, event.value) == (3, 0.5)
 
 
+@pytest.mark.parametrize("command", ["train_command", "build_command"])
 def test_without_tensorboard_one_line_says_what_to_install(
-    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
-    options = ["--recipe", str(untrained), "--task", "depth", "--tensorboard", str(tmp_path)]
-    told = CliRunner().invoke(cli.train_command, options)
+    options = ["--recipe", str(untrained), "--tensorboard", str(tmp_path)]
+    if command == "train_command":
+        options += ["--task", "depth"]
+    told = CliRunner().invoke(getattr(cli, command), options)
     assert told.exit_code == 1
     assert "pip install 'simo-runtime[tensorboard]'" in told.output
+
+
+# Joint training, of two tasks without experts
+
+
+@pytest.fixture(scope="module")
+def jointly(untrained: Path) -> Path:
+    content = yaml.safe_load(untrained.read_text())
+    content["tasks"] = {task: {"kind": task, "target": {"folder": task}} for task in TASKS}
+    path = untrained.with_name("jointly.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def trained_jointly(recipe: Path, out: Path, progress: Silent | None = None) -> Path:
+    loaded = load_recipe(str(recipe), experts=out)
+    return train_multitask(loaded, "train", progress or Silent())
+
+
+def test_joint_training_is_the_same_file_after_kills(jointly: Path, tmp_path: Path) -> None:
+    whole = trained_jointly(jointly, tmp_path / "whole")
+    # in the second epoch of the first head and of the second, and in the second and third of all
+    for name, call in (("take", 4), ("take", 4), ("augmented", 3), ("augmented", 3)):
+        with kill_at(phases, name, call), pytest.raises(Killed):
+            trained_jointly(jointly, tmp_path / "killed")
+    said = Said()
+    found = trained_jointly(jointly, tmp_path / "killed", said)
+    assert found.read_bytes() == whole.read_bytes()
+    assert "joint-heads: kept from an earlier build" in said.lines
+    assert any(line.startswith("joint, all: goes on after epoch 2 of 3, ") for line in said.lines)
+    assert not list((tmp_path / "killed").rglob("*.state"))
+
+
+def test_heads_that_are_done_are_not_trained_again(jointly: Path, tmp_path: Path) -> None:
+    with kill_at(phases, "take", 6), pytest.raises(Killed):  # in the second head
+        trained_jointly(jointly, tmp_path)
+    assert len(list(tmp_path.rglob("*.state"))) == 2
+    said = Said()
+    trained_jointly(jointly, tmp_path, said)
+    assert any(line.startswith("depth, head: kept, ") for line in said.lines)
+    assert any(line.startswith("normals, head: goes on after epoch 0 ") for line in said.lines)
+
+
+def test_joint_training_gives_its_numbers_too(jointly: Path, tmp_path: Path) -> None:
+    numbers = Numbers()
+    loaded = load_recipe(str(jointly), experts=tmp_path)
+    train_multitask(loaded, "train", Silent(), numbers)
+    names = {"loss", "lr", "seconds_per_step"}
+    assert numbers.rows[4:] == [
+        *[(f"{TASKS[1]}, head", epoch, {*names, "mean_angle"}) for epoch in (1, 2)],
+        ("joint, all", 0, {"lr", "eq. 1"}),
+        *[("joint, all", epoch, {*names, "eq. 1"}) for epoch in (1, 2, 3)],
+    ]
 
 
 @pytest.mark.parametrize("command", ["merge_command", "eval_command", "relate_command"])
@@ -181,6 +238,16 @@ def test_what_runs_in_one_process_refuses_several(
     told = CliRunner().invoke(getattr(cli, command), ["--recipe", str(untrained)])
     assert told.exit_code == 1
     assert "WORLD_SIZE is 2, but this runs in one process" in told.output
+
+
+def test_a_search_refuses_several_processes(
+    untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = ["--recipe", str(untrained), "--task", "joint", "--search", "1"]
+    told = CliRunner().invoke(cli.train_command, options)
+    assert told.exit_code == 1
+    assert "simo-train without --search and simo-build are those that use several" in told.output
 
 
 def test_a_bar_shows_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +262,21 @@ def test_a_bar_shows_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "any more" not in "".join(written)
 
 
-def aligned(place: Path, out: Path, progress: Silent | None = None) -> Result:
+def aligned(
+    place: Path, out: Path, progress: Silent | None = None, scalars: Scalars | None = None
+) -> Result:
     work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=STEPS))
-    work.stages = Stages(out, progress or Silent())
+    work.stages, work.scalars = Stages(out, progress or Silent()), scalars
     return realign(work, merge(work))
+
+
+def test_steps_of_realignment_give_their_numbers_apart(place: Path, tmp_path: Path) -> None:
+    numbers = Numbers()
+    aligned(place, tmp_path, scalars=numbers)
+    labels = ["1-distill, re-align", *(f"2-head, re-align {task}" for task in TASKS)]
+    seen = {label: [row[1] for row in numbers.rows if row[0] == label] for label in labels}
+    assert seen == dict.fromkeys(labels, [0, 1, 2, 3])
+    assert len(numbers.rows) == 12
 
 
 def test_steps_of_realignment_go_on_after_kills(place: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from simo_build.build import realign
 from simo_build.checkpoints import read_tensors
 from simo_build.loading import load_recipe
 from simo_build.merging import merge
+from simo_build.multitask import train_multitask
 from simo_build.progress import Silent
 from simo_build.stages import Stages
 from simo_build.train import train_expert
@@ -33,7 +35,9 @@ def work(place: str, out: str) -> None:
     loaded = load_recipe(f"{place}/tiny.yaml", experts=Path(out))
     shop = Workshop(loaded, Stages(Path(out), Silent()))
     realign(shop, merge(shop))
-    train_expert(load_recipe(f"{place}/untrained.yaml", experts=Path(out)), "depth", Silent())
+    untrained = load_recipe(f"{place}/untrained.yaml", experts=Path(out))
+    train_expert(untrained, "depth", Silent())
+    train_multitask(untrained, "train", Silent())
     print(main)
 
 
@@ -48,6 +52,7 @@ def write_recipes(folder: Path) -> None:
     content["data"]["train"] = "realign"
     phases = {name: {"epochs": 2, "lr": 1e-3} for name in ("head", "full")}
     content["train"] = {"batch": 5, "scales": [1.0, 1.5], **phases}
+    content["train"]["joint"] = {"loss": "experts", "by": "experts"}
     (folder / "untrained.yaml").write_text(yaml.safe_dump(content))
 
 
@@ -82,7 +87,11 @@ def run(place: Path, out: Path, count: int) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    """Give all files by name; that of joint training follows from the experts' last bits."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        re.sub("joint-[0-9a-f]+", "joint", str(path.relative_to(folder))): path for path in found
+    }
 
 
 def without_keys_bias(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -97,14 +106,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert run(tmp_path, tmp_path / "two", 2) == ["True", "False"]
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert set(one) == set(two)
-    assert len(one) == 3  # what was merged, what was re-aligned, and an expert; no state is left
+    # what was merged, what was re-aligned, an expert, and of joint training heads and all; no state
+    assert len(one) == 5
     base = read_tensors(tmp_path / "base.safetensors")[0]
     for name in one:
         found, wanted = read_tensors(two[name])[0], read_tensors(one[name])[0]
         for key in wanted:
             pair = (without_keys_bias(key, state[key]) for state in (found, wanted))
             torch.testing.assert_close(*pair, rtol=0, atol=1e-5)
-        if "merge" not in name:
+        if "merge" not in name and "heads" not in name:
             key = "blocks.0.mlp.fc1.weight"
             moved = wanted[f"encoder.{key}"] - base[key]
             assert moved.abs().max() > 1e-3  # far more than the tolerance

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simo_build.heads.dropout import SeededDropout
 from simo_build.heads.enlarging import Enlarging
 from simo_build.heads.head import FeatureShape, Head
 from simo_build.losses import TORCH_KINDS
@@ -181,22 +182,6 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         change: Tensor = self.second(self.first(x.relu()).relu())
         return x + change
-
-
-class SeededDropout(nn.Dropout):
-    """Dropout whose draws follow from its own seed, and not from the global random state."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__(share)
-        self.seed, self.passes = int(torch.randint(2**31, (), device="cpu")), 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        generator = torch.Generator(x.device).manual_seed(self.seed + self.passes)
-        self.passes += 1
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
-        return x * kept / (1 - self.p)
 
 
 def _square(channels: int, out: int, *, bias: bool = True) -> nn.Conv2d:

@@ -15,6 +15,7 @@ from simo_build.realign.lora import lora
 from simo_build.realign.representation import representation
 from simo_build.realign.tint import tint
 from simo_build.saved import States
+from simo_build.scalars import Under
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.steps import CalibrateStep
 from simo_build.workers import workers
@@ -51,7 +52,9 @@ def run_steps(
     bench, model = Bench(work), SharedModel(encoder, work.expert_heads())
     steps: list[Log] = []
     for number, step in enumerate(work.recipe.realign, start=1):
-        bench.saved = states.of(f"{number}-{step.step}") if states else None
+        name = f"{number}-{step.step}"
+        bench.saved = states.of(name) if states else None
+        bench.scalars = Under(name, work.scalars) if work.scalars else None
         model, log = STEPS[step.step](bench, model, step)
         steps.append({"step": step.step, **log})
     used = {key: max(log[key] for log in steps) for key in looked_at(0, 0, 0, 0)}

@@ -17,6 +17,7 @@ from simo_build.evaluate import measure_heads
 from simo_build.heads import Head
 from simo_build.progress import Progress
 from simo_build.saved import Saved
+from simo_build.scalars import Scalars
 from simo_build.statedict import StateDict
 from simo_build.steps import JointStep
 from simo_build.workshop import Workshop, against, measure_experts
@@ -42,6 +43,7 @@ class Bench:
 
     work: Workshop
     saved: Saved | None = None  # where the step that runs keeps its state
+    scalars: Scalars | None = None  # takes its numbers
     kept: list[tuple[StateDict, dict[str, list[Tensor]]]] = field(default_factory=list)
 
     @property

@@ -58,6 +58,7 @@ def trained(
         label="re-align heads",
         progress=bench.progress,
         saved=bench.saved,
+        scalars=bench.scalars,
     )
     return (
         dict(zip(model.heads, outcomes, strict=True)),

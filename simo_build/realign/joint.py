@@ -147,6 +147,7 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         ema=step.ema,
         patience=step.patience,
         saved=bench.saved,
+        scalars=bench.scalars,
         rates=joint.rates(),
     )
     used = looked_at(
