@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
-from simo_build import plan as planning
 from simo_build.build import build
 from simo_build.cli import build_command
 from simo_build.loading import load_recipe
@@ -219,7 +218,7 @@ class Usage(NamedTuple):
 
 
 def test_a_disk_without_room_is_a_fault(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "LIMIT", 1000)
+    monkeypatch.setattr("simo_build.plan.memory.LIMIT", 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10))
     found = planned(place)
     assert "disk      " in text(found)
