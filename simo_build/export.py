@@ -1,7 +1,7 @@
 """The last stage: fold the model, export it, hold the graphs to PyTorch, write the bundle."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from simo_build.losses import TORCH_KINDS
 from simo_build.recipe import Recipe
 from simo_export.bundle import write_bundle
 from simo_export.fold import PlainEncoder
-from simo_export.gate import Agreement
+from simo_export.gate import Agreement, Limits
 from simo_export.graph import export_graph, save_graph, save_joint, without_output
 from simo_export.precision import HALVES, to_half
 from simo_export.quantise import quantised
@@ -80,14 +80,17 @@ def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Gr
     return Graphs(graph, exported, features)
 
 
-def typed(graphs: Graphs, precision: str, saved: Path, calibration: Images) -> tuple[Graphs, Arm]:
+def typed(
+    graphs: Graphs, precision: str, saved: Path, calibration: Images, keep: tuple[str, ...] = ()
+) -> tuple[Graphs, Arm]:
     """Give float32 graphs in a precision, and what of it a CPU can run for the gate.
 
-    `saved` is the float32 encoder's file. Heads stay in floats where the encoder is int8: theirs
-    is a small part of the work, and they have the last word on every pixel.
+    `saved` is the float32 encoder's file, `keep` layers of it that int8 leaves in floats. Heads
+    stay in floats where the encoder is int8: theirs is a small part of the work, and they have the
+    last word on every pixel.
     """
     if precision == "int8":
-        encoder = quantised(saved, calibration)
+        encoder = quantised(saved, calibration, keep=keep)
         return (
             Graphs(encoder, graphs.heads, graphs.features),
             Arm(encoder=encoder, heads=graphs.heads, how="ONNX Runtime, CPU"),
@@ -177,8 +180,8 @@ def export_bundle(
     def fill(folder: Path) -> None:
         writer, every = Writer(folder, {}), []
         for precision in sorted(recipe.export.precisions, key=PRECISIONS.index):
-            made, arm = typed(graphs, precision, folder / f"{ENCODER}.onnx", images)
-            found = judge(precision, arm, reference, recipe.export.limits(precision))
+            limits = recipe.export.limits(precision)
+            made, arm, found = judged(graphs, precision, folder, images, reference, limits)
             every.append(found)
             for line in told(found):
                 say(line)
@@ -207,6 +210,29 @@ def export_bundle(
     return write_bundle(out, manifest, fill)
 
 
+def judged(
+    graphs: Graphs,
+    precision: str,
+    folder: Path,
+    images: Images,
+    reference: Reference,
+    limits: Limits,
+) -> tuple[Graphs, Arm, Found]:
+    """Bring graphs to a precision and compare them with PyTorch.
+
+    Where int8 fails, the layer to blame is left in floats and it is tried again, so often that at
+    most one layer in sixteen stays so.
+    """
+    saved, kept = folder / f"{ENCODER}.onnx", tuple[str, ...]()
+    while True:
+        made, arm = typed(graphs, precision, saved, images, kept)
+        found = replace(judge(precision, arm, reference, limits), kept=kept)
+        worst, blocks = found.worst, len(reference.encoder.vit.blocks)
+        if precision != "int8" or worst is None or worst.layer in kept or len(kept) >= blocks // 4:
+            return made, arm, found
+        kept = (*kept, worst.layer)
+
+
 def check_joint(folder: Path, precision: str, arm: Arm, reference: Reference) -> None:
     """Refuse a joint graph that gives other answers than the single ones.
 
@@ -228,6 +254,7 @@ def gate_record(every: list[Found], samples: Samples, calibration: Images) -> di
         "found": [_row(found, one) for found in every for one in found.tasks],
         "features": [_row(found, one) for found in every for one in found.taps],
         "how": {found.precision: found.how for found in every},
+        "kept_in_floats": {found.precision: list(found.kept) for found in every if found.kept},
         "left_out": {found.precision: list(found.faults) for found in every if found.faults},
     }
 
@@ -256,5 +283,7 @@ def told(found: Found) -> Iterator[str]:
     patches = [one.patch_cosine for one in found.taps if one.patch_cosine is not None]
     if patches:
         yield f"  {found.precision} features: cosine of the worst hundredth {min(patches):.6f}"
+    if found.kept:
+        yield f"  {found.precision} leaves in floats: {', '.join(found.kept)}"
     if found.faults and found.precision != "fp32":
         yield f"  {found.precision} is left out:\n{listing(found.faults, limit=9)}"

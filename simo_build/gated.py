@@ -15,7 +15,7 @@ from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS, as_measured
 from simo_export.check import Graph, Meter
 from simo_export.gate import Agreement, Limits, faults
-from simo_export.layers import worst_layer
+from simo_export.layers import Rise, worst_layer
 from simo_runtime.metrics import Accumulator, metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
 
@@ -51,21 +51,25 @@ class Found:
     tasks: tuple[Agreement, ...]
     taps: tuple[Agreement, ...]
     faults: tuple[str, ...]
+    worst: Rise | None = None  # the layer to blame, if there are faults
+    kept: tuple[str, ...] = ()  # layers that were left in floats
 
 
 def judge(precision: str, arm: Arm, reference: Reference, limits: Limits) -> Found:
     """Run graphs and the model on the same images; what is past the limits is in `faults`."""
     tasks, taps = compare(arm, reference)
     found = [fault for one in (*taps, *tasks) for fault in faults(one, limits)]
+    worst = None
     if found:
         worst = worst_layer(arm.encoder, reference.folded, reference.samples.images[:1])
-        found.insert(0, str(worst))
+        found = [str(worst), *found] if worst else found
     return Found(
         precision=precision,
         how=arm.how,
         tasks=tuple(tasks),
         taps=tuple(taps),
         faults=tuple(found),
+        worst=worst,
     )
 
 

@@ -389,7 +389,11 @@ def gate_table(gate: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Table:
     return Table(
         title="The graphs against PyTorch",
         note=f"On {gate['images']} images, the heads' outputs before their last step. "
-        + "".join(f"{name}: {how}. " for name, how in gate["how"].items()),
+        + "".join(f"{name}: {how}. " for name, how in gate["how"].items())
+        + "".join(
+            f"{name} leaves in floats: {', '.join(kept)}. "
+            for name, kept in gate["kept_in_floats"].items()
+        ),
         head=(
             *("", "cosine", "relative difference", "same classes"),
             *("metric, PyTorch", "metric, ONNX Runtime"),

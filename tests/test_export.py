@@ -1,5 +1,10 @@
 """Graphs: lean, deterministic, with a dynamic batch, and refused when they differ from PyTorch."""
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +20,7 @@ from simo_build.gated import RAW
 from simo_build.heads import make_head
 from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
-from simo_export.bundle import sweep, write_bundle
+from simo_export.bundle import _swap, sweep, write_bundle
 from simo_export.check import Graph
 from simo_export.graph import export_graph, save_graph, without_output
 from simo_runtime.bundle import Bundle, Manifest
@@ -24,6 +29,7 @@ from simo_runtime.graphs import GraphFiles
 from simo_runtime.tasks import TaskSpec
 from tests.graphs import write_graphs
 
+ROOT = Path(__file__).resolve().parents[1]
 RECIPE = Recipe.model_validate(
     {
         "name": "tiny",
@@ -186,3 +192,53 @@ def test_what_a_killed_build_left_is_swept_away(tmp_path: Path) -> None:
     dead.mkdir()
     sweep(tmp_path / "b")
     assert not dead.exists()
+
+
+def test_a_full_disk_is_a_clear_refusal_and_leaves_the_old_bundle(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), fill)
+
+    def full(folder: Path) -> None:
+        fill(folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ExportError, match="No space left on device; nothing of it is left"):
+        write_bundle(tmp_path / "b", manifest(), full)
+    Bundle.open(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_build_that_is_killed_leaves_no_bundle_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from simo_export.bundle import write_bundle\n"
+        "from tests.test_export import fill, manifest\n"
+        "def die(folder):\n"
+        "    fill(folder)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_bundle(Path({str(tmp_path)!r}) / 'b', manifest(), die)\n"
+    )
+    paths = [ROOT, ROOT / "export", ROOT / "build_engines", ROOT / "benchmarks"]
+    seen = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    killed = subprocess.run([sys.executable, "-c", code], env=seen, check=False, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b").exists()
+    assert len(list(tmp_path.iterdir())) == 1  # half a bundle, under a name of its own
+    write_bundle(tmp_path / "b", manifest(), fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_swap_that_fails_puts_the_old_bundle_back(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), fill)
+    with pytest.raises(FileNotFoundError):
+        _swap(tmp_path / "gone", tmp_path / "b")
+    Bundle.open(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_build_that_is_killed_while_it_swaps_gives_the_old_bundle_back(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), fill)
+    (tmp_path / "b").rename(tmp_path / ".b.999999999.old")
+    sweep(tmp_path / "b")
+    Bundle.open(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

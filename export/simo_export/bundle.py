@@ -22,7 +22,7 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
     """Let `fill` write the graphs into a temporary folder, add the manifest, and move it to `out`.
 
     The manifest's `files` are filled in here. An older bundle at `out` is replaced in the last
-    step; a folder that is no bundle is refused.
+    step; a folder that is no bundle is refused. ExportError for a disk that is full, too.
     """
     check_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +36,11 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
         (partial / MANIFEST).write_text(text, encoding="utf-8")
         Bundle.open(partial)
         _swap(partial, out)
+    except OSError as error:
+        raise ExportError(
+            f"{out}: the bundle could not be written: {error.strerror or error}; "
+            "nothing of it is left, and what was there before stays"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(out)
@@ -62,15 +67,26 @@ def _swap(new: Path, out: Path) -> None:
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
         out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        new.rename(out)
+    except OSError:  # another build may have been quicker; else the old one goes back
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    finally:
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(out: Path) -> None:
-    """Remove what killed builds of this bundle have left behind."""
-    for left in out.parent.glob(f".{out.name}.*.partial"):
-        number = left.name.split(".")[-2]
-        if not (number.isdigit() and _alive(int(number))):
+    """Remove what killed builds of this bundle have left behind; a whole bundle goes back."""
+    for left in sorted(out.parent.glob(f".{out.name}.*")):
+        number, _, ending = left.name.removeprefix(f".{out.name}.").partition(".")
+        if ending not in ("partial", "old") or (number.isdigit() and _alive(int(number))):
+            continue
+        if ending == "old" and not out.exists():
+            left.rename(out)
+        else:
             shutil.rmtree(left, ignore_errors=True)
 
 

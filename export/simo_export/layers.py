@@ -1,5 +1,6 @@
 """Find the layer at which a graph leaves PyTorch: what a failed gate names."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,8 +67,12 @@ def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> fl
 
 
 def _places(graph: onnx.GraphProto, layers: set[str]) -> Iterator[tuple[str, str]]:
-    """Give layers in their order, each with the value that it puts out: where its bias is added."""
-    weights = {one.name for one in graph.initializer}
+    """Give layers in their order, each with the value that it puts out: where its bias is added.
+
+    Biases that several layers share, all zeros for instance, tell nothing.
+    """
+    uses = Counter(name for node in graph.node for name in node.input)
+    weights = {one.name for one in graph.initializer if uses[one.name] == 1}
     for node in graph.node:
         for name in weights & set(node.input):
             layer = name.partition(".bias")[0]
