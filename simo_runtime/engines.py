@@ -206,25 +206,33 @@ def read_plan(path: Path, spec: EngineSpec | None = None) -> bytes:
 
 
 def engines_of(
-    bundle: Bundle, name: str, *, tensorrt: str, gpu: Gpu, precision: str, root: Path | None = None
+    bundle: Bundle,
+    name: str,
+    *,
+    tensorrt: str | None,
+    gpu: Gpu,
+    precision: str,
+    root: Path | None = None,
 ) -> Iterator[Engine]:
     """List the engines of a graph that this machine has, whatever was asked of them.
 
-    They come with the widest range of batches first. Their plans are not read yet: `read_plan`
-    does that, and refuses what came from elsewhere.
+    Without a version of TensorRT, those of all versions. They come with the widest range of batches
+    first. Their plans are not read yet: `read_plan` does that, and refuses what came from
+    elsewhere.
     """
     folder = machine_folder(root or default_root(), gpu)
     if not folder.is_dir():
         return
     check_private(folder)
     spec = engine_spec(
-        bundle, name, tensorrt=tensorrt, gpu=gpu, options=EngineOptions(), precision=precision
+        bundle, name, tensorrt=tensorrt or "", gpu=gpu, options=EngineOptions(), precision=precision
     )
-    wanted = described(spec)
+    free = {"options"} if tensorrt else {"options", "tensorrt"}
+    wanted = {key: value for key, value in described(spec).items() if key not in free}
     found = []
     for path in sorted(folder.glob("*.plan")):
         record = _record(path)
-        if all(record["spec"].get(k) == wanted[k] for k in wanted if k != "options"):
+        if all(record["spec"].get(key) == value for key, value in wanted.items()):
             found.append(Engine(path, record))
     yield from sorted(found, key=_width, reverse=True)
 
