@@ -17,6 +17,7 @@ from simo_build.encoder import Encoder
 from simo_build.gated import RAW, Arm, Found, Reference, judge, same_answers
 from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS
+from simo_build.own.modules import OwnEncoder
 from simo_build.recipe import Recipe
 from simo_export.bundle import write_bundle
 from simo_export.fold import PlainEncoder
@@ -52,8 +53,13 @@ class Graphs:
     features: tuple[str, ...]
 
 
-def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
-    """Fold an encoder into plain weights: uint8 (B, H, W, 3) -> the taps."""
+def folded_encoder(encoder: Encoder | OwnEncoder, recipe: Recipe) -> nn.Module:
+    """Fold an encoder into plain weights: uint8 (B, H, W, 3) -> the taps.
+
+    A user's own module stays as it is: nothing is known of what could be folded.
+    """
+    if isinstance(encoder, OwnEncoder):
+        return encoder.folded()
     return PlainEncoder(
         encoder.vit,
         geometry=encoder.geometry,
@@ -65,7 +71,7 @@ def folded_encoder(encoder: Encoder, recipe: Recipe) -> PlainEncoder:
 
 
 @torch.inference_mode()
-def to_graphs(encoder: Encoder, heads: Mapping[str, Head], recipe: Recipe) -> Graphs:
+def to_graphs(encoder: Encoder | OwnEncoder, heads: Mapping[str, Head], recipe: Recipe) -> Graphs:
     """Fold an encoder and its heads and export them in float32."""
     plain = folded_encoder(encoder.cpu().eval(), recipe)
     features = tuple(f"tap{number}" for number in recipe.encoder.taps)
@@ -152,7 +158,7 @@ def noise(recipe: Recipe) -> Samples:
 def export_bundle(
     out: Path,
     *,
-    encoder: Encoder,
+    encoder: Encoder | OwnEncoder,
     heads: Mapping[str, Head],
     recipe: Recipe,
     samples: Samples,

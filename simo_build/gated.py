@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import torch
 
 from simo_build.data import Samples
-from simo_build.encoder import Encoder
 from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS, as_measured
 from simo_export.check import Graph, Meter
@@ -22,11 +21,24 @@ from simo_runtime.tasks import TaskSpec, kind_named
 RAW = "raw"  # the head's output before its last step; an output of the graph for the gate only
 
 
+class Tapping(Protocol):
+    """An encoder as the gate uses it."""
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        ...
+
+    def __call__(self, pixels_BHW3: torch.Tensor) -> list[torch.Tensor]:
+        """Give the taps."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """The model in PyTorch that graphs are held to, unfolded and folded, and the images."""
 
-    encoder: Encoder
+    encoder: Tapping  # pixels -> the taps
     folded: torch.nn.Module
     heads: Mapping[str, Head]
     specs: Mapping[str, TaskSpec]

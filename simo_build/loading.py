@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from simo_build.recipe import Recipe
 from simo_runtime.errors import RecipeError, listing
 
 DATA_VARIABLE = "SIMO_DATA"
+Whole = TypeVar("Whole", bound=Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +70,7 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Read and check a recipe; RecipeError names the file, the key and what is allowed."""
     path = find_recipe(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates can be impossible
-        raise RecipeError(f"{name}: not valid YAML: {error}") from error
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(f"{name}:\n{listing(_faults(error))}") from error
+    recipe, text = read_part(path, Recipe, shown=name)
     if data is None and os.environ.get(DATA_VARIABLE):
         data = Path(os.environ[DATA_VARIABLE])
     return LoadedRecipe(
@@ -87,17 +78,38 @@ def load_recipe(
     )
 
 
-def _faults(error: ValidationError) -> list[str]:
+def read_part(path: Path, kind: type[Whole], *, shown: str | None = None) -> tuple[Whole, str]:
+    """Read a YAML file as a part, and give its text; RecipeError names the file and the key."""
+    name = shown or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates can be impossible
+        raise RecipeError(f"{name}: not valid YAML: {error}") from error
+    return checked(content, kind, shown=name), text
+
+
+def checked(content: object, kind: type[Whole], *, shown: str) -> Whole:
+    """Make a part of what a file holds; RecipeError has a line a fault, the key first."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{shown}:\n{listing(_faults(error, kind))}") from error
+
+
+def _faults(error: ValidationError, kind: type[Part]) -> list[str]:
     """Turn pydantic's report into one line a fault, the key first."""
     lines = []
     for fault in error.errors(include_url=False):
-        key = _key(fault["loc"])
+        key = _key(fault["loc"], kind)
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            names = list(_part_at(fault["loc"]).model_fields)
+            names = list(_part_at(fault["loc"], kind).model_fields)
             text = f"unknown key{_told(str(fault['loc'][-1]), names)}"
         elif fault["type"] == "union_tag_invalid":
-            given, names = str(fault["ctx"]["tag"]), list(_tagged(Recipe, str(fault["loc"][0])))
+            given, names = str(fault["ctx"]["tag"]), list(_tagged(kind, str(fault["loc"][0])))
             key, text = f"{key}.step", f"there is no step {given!r}{_told(given, names)}"
         elif fault["type"] == "union_tag_not_found":
             key, text = f"{key}.step", "Field required"
@@ -115,15 +127,15 @@ def _told(given: str, names: Sequence[str]) -> str:
     return f"{hint} (there are: {', '.join(names)})"
 
 
-def _key(location: tuple[int | str, ...]) -> str:
+def _key(location: tuple[int | str, ...], kind: type[Part]) -> str:
     """Write the path of a key as people do: without the tag that tells a list's parts apart."""
-    tagged = len(location) > 2 and location[2] in _tagged(Recipe, str(location[0]))
+    tagged = len(location) > 2 and location[2] in _tagged(kind, str(location[0]))
     return ".".join(str(step) for step in (location[:2] + location[3:] if tagged else location))
 
 
-def _part_at(location: tuple[int | str, ...]) -> type[Part]:
+def _part_at(location: tuple[int | str, ...], kind: type[Part]) -> type[Part]:
     """Follow the path of a key, over lists and names of tasks, to the part that holds it."""
-    part: type[Part] = Recipe
+    part = kind
     tags: Mapping[str, type[Part]] = {}
     for step in location[:-1]:
         if step in tags:

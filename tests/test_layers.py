@@ -77,7 +77,15 @@ def test_using_the_runtime_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["simo_runtime.cli", "simo_build.cli", "simo_engines.cli", "simo_bench.cli"], ids=str
+    "command",
+    [
+        "simo_runtime.cli",
+        "simo_build.cli",
+        "simo_build.own.cli",
+        "simo_engines.cli",
+        "simo_bench.cli",
+    ],
+    ids=str,
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     assert not (HEAVY - {"simo_build"} | {"numpy", "cv2", "onnxruntime"}) & modules_after(

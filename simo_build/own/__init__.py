@@ -1,0 +1,1 @@
+"""Export of a user's own encoder and heads, without experts and without merging."""
