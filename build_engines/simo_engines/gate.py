@@ -20,6 +20,7 @@ from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import available_cpus
 from simo_runtime.engines import EngineOptions
 from simo_runtime.errors import BackendError, listing
+from simo_runtime.golden import golden_image
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 from simo_runtime.image import read_image
 from simo_runtime.parity import LIMITS, Nearness, faults, nearness
@@ -104,7 +105,7 @@ def pixels_for(bundle: Bundle, photos: Sequence[Path]) -> NDArray[np.uint8]:
     """Give the images of the gate, uint8 (B, H, W, 3) RGB: photos, or made-up ones."""
     size, fit = bundle.manifest.image_size, bundle.manifest.fit
     if not photos:
-        return made_up(size)
+        return np.concatenate((golden_image(size)[None], made_up(size)))
     red, green, blue = (round(255 * value) for value in bundle.manifest.mean)
     placed = []
     for photo in photos:
