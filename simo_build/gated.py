@@ -12,9 +12,10 @@ import torch
 from simo_build.data import Samples
 from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS, as_measured
-from simo_export.check import Graph, Meter
+from simo_export.check import Graph
 from simo_export.gate import Agreement, Limits, faults
 from simo_export.layers import Rise, worst_layer
+from simo_export.meter import Meter
 from simo_runtime.metrics import Accumulator, metric_named
 from simo_runtime.tasks import TaskSpec, kind_named
 

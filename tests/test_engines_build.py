@@ -21,9 +21,10 @@ from click.testing import CliRunner
 
 from simo_engines.cli import main
 from simo_engines.engine import LOCK, Telling, find_engine, write_whole
-from simo_engines.gate import Reference, made_up, pixels_for
+from simo_engines.gate import LIMITS, Reference, agreement, made_up, pixels_for
 from simo_engines.layers import read_layers
 from simo_engines.locks import locked
+from simo_export.gate import faults
 from simo_runtime.bundle import Bundle
 from simo_runtime.engines import (
     BatchRange,
@@ -220,7 +221,7 @@ class TestTheGate:
         assert gate["images"] == 4
         output = {"encoder": "tap0", "depth": "depth"}[name]
         assert set(gate["found"]) == {f"{output}, batch {batch}" for batch in (1, 4, 8)}
-        assert all(near["distance"] < 1e-6 for near in gate["found"].values())
+        assert all(near["frobenius"] < 1e-6 for near in gate["found"].values())
         assert driver.held == {}  # the memory was given back
 
     @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ class TestTheGate:
         [
             (lambda array: array * 0, "cosine"),
             (lambda array: array * np.nan, "not finite"),
-            (lambda array: array * 1.01, "distance"),
+            (lambda array: array * 1.01, "relative difference"),
             (lambda array: np.where(np.arange(32) == 3, -array, array), "cosine"),
         ],
         ids=["zeros", "nan", "scaled", "a row turned over"],
@@ -251,6 +252,17 @@ class TestTheGate:
         check_layers(layers, "depth", "fp16")  # a head of one layer may be float32
         with pytest.raises(BackendError, match="no layer in fp16"):
             check_layers(layers, "encoder", "fp16")
+
+    def test_of_classes_it_counts_which_are_the_same(self) -> None:
+        trusted = np.zeros((1, 10, 10), np.uint8)
+        made = trusted.copy()
+        made[0, 0, :2] = 200
+        found = agreement("seg", trusted, made, tokens=False)
+        assert found.argmax == 0.98
+        assert list(faults(found, LIMITS["int8"])) == []
+        assert list(faults(found, LIMITS["fp32"])) == [
+            "seg: same classes 0.980000, at least 0.999 is needed"
+        ]
 
     def test_photos_can_be_given(self, made: Bundle, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 96, 3), 7, np.uint8))

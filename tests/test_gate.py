@@ -7,10 +7,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from simo_export.check import Meter
 from simo_export.gate import Agreement, Limits, faults
 from simo_export.graph import export_graph
 from simo_export.layers import worst_layer
+from simo_export.meter import Meter
 
 LIMITS = Limits(cosine=0.9999, patch_cosine=0.99, frobenius=0.1, argmax=0.9, metric_change=0.001)
 

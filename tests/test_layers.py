@@ -19,7 +19,7 @@ FOLDERS = {
 MAY_IMPORT = {
     "simo_runtime": set(),
     "simo_export": {"simo_runtime"},
-    "simo_engines": {"simo_runtime"},
+    "simo_engines": {"simo_runtime", "simo_export"},
     "simo_build": {"simo_runtime", "simo_export", "simo_engines"},
     "simo_bench": {"simo_runtime", "simo_export", "simo_build"},
 }
