@@ -230,11 +230,12 @@ def judged(
     most one layer in sixteen stays so.
     """
     saved, kept = folder / f"{ENCODER}.onnx", tuple[str, ...]()
+    layers = sum(isinstance(layer, nn.Linear) for layer in reference.folded.modules())
     while True:
         made, arm = typed(graphs, precision, saved, images, kept)
         found = replace(judge(precision, arm, reference, limits), kept=kept)
-        worst, blocks = found.worst, len(reference.encoder.vit.blocks)
-        if precision != "int8" or worst is None or worst.layer in kept or len(kept) >= blocks // 4:
+        worst, enough = found.worst, len(kept) >= layers // 16
+        if precision != "int8" or worst is None or worst.layer in kept or enough:
             return made, arm, found
         kept = (*kept, worst.layer)
 
