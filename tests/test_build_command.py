@@ -42,9 +42,21 @@ def quick(
     rooms_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("quick")
-    told = build("--recipe", recipe_with(folder), "--data", rooms_data, cwd=folder)
+    options = ["--data", rooms_data, "--tensorboard", "curves"]
+    told = build("--recipe", recipe_with(folder), *options, cwd=folder)
     assert told.returncode == 0, told.stderr
     return folder, told
+
+
+def test_tensorboard_shows_every_step(
+    quick: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(quick[0] / "curves")).Reload()
+    for task in ("seg", "depth", "normals"):
+        events = read.Scalars(f"1-head/re-align_{task}/loss")
+        assert [event.step for event in events] == [1, 2]
 
 
 def test_stdout_is_the_bundles_path_and_nothing_else(

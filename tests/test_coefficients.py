@@ -1,12 +1,10 @@
 """simo-coefficients: what was learnt, by block and kind of layer, as a table and as a picture."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from matplotlib.colors import to_hex
 
 from simo_build.build import realign
@@ -19,6 +17,7 @@ from simo_build.plots import COLOURS, coefficient_panels, draw_coefficients
 from simo_build.progress import Silent
 from simo_build.workshop import Stages
 from simo_runtime.errors import RecipeError, SimoError
+from tests.commands import invoked, report_in
 from tests.tiny import opened, write_recipe, write_workplace
 
 STEP: dict[str, Any] = {"step": "tint", "epochs": 2, "lr": 3e-2, "batch": 3}
@@ -211,10 +210,7 @@ def test_layers_that_share_their_coefficients_share_a_panel() -> None:
 
 
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
-    arguments = ["--recipe", str(folder / "tiny.yaml"), *options]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["simo-coefficients", *arguments])
-    return CliRunner().invoke(coefficients_command, arguments)
+    return invoked(coefficients_command, "simo-coefficients", folder, monkeypatch, *options)
 
 
 def test_the_command_prints_writes_and_draws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +219,8 @@ def test_the_command_prints_writes_and_draws(place: Path, monkeypatch: pytest.Mo
         done = command(place, monkeypatch, "--json", "a.json", "--plot", str(place / "a.svg"))
         assert done.exit_code == 0, done.output
     assert "| block | layer | depth | normals |" in done.stdout
-    text = (place / "a.json").read_text()
-    report = json.loads(text)
+    report = report_in(place)
     assert report["schema"] == "simo.coefficients/1"
     assert report["command"] == "simo-coefficients --recipe tiny.yaml --json a.json --plot a.svg"
-    assert {"commit", "versions", "machine", "inputs"} <= set(report)
-    assert str(place) not in text
     assert "<svg" in (place / "a.svg").read_text()
     assert len(list((place / "bundles" / ".stages").glob("realign-*"))) == 1
-    assert not list(place.glob(".*partial*"))

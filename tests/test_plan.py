@@ -48,6 +48,13 @@ def test_a_plan_says_what_every_stage_reads(place: Path) -> None:
     assert not (place / "bundles").exists()
 
 
+def test_a_plan_has_no_curves(place: Path) -> None:
+    options = ["--recipe", str(place / "tiny.yaml"), "--dry-run", "--tensorboard", str(place)]
+    told = CliRunner().invoke(build_command, options)
+    assert told.exit_code == 2
+    assert "with --dry-run nothing does" in told.output
+
+
 def test_a_plan_counts_as_the_build_does(place: Path) -> None:
     # by hand: D = 32, MLP 128, patches of 16 x 16 x 3, 6 patches and CLS, 2 blocks
     sizes = sizes_of(load_recipe(str(place / "tiny.yaml")).recipe)

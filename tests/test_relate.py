@@ -1,13 +1,12 @@
 """simo-relate: all tasks measured on the way from the base to one expert, kept, and drawn."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
@@ -18,6 +17,7 @@ from simo_build.progress import Silent
 from simo_build.relate import relate, table
 from simo_build.workshop import measure, measure_experts
 from simo_runtime.errors import RecipeError
+from tests.commands import invoked, report_in
 from tests.tiny import opened, write_recipe, write_workplace
 
 LAMBDAS = [-0.5, 0.0, 0.5, 1.0]
@@ -92,10 +92,9 @@ def test_points_are_kept_and_the_base_is_measured_once(
 
 
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
-    arguments = ["--recipe", str(folder / "tiny.yaml"), "--lambdas", "0,1,-0.5", *options]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["simo-relate", *arguments])
-    return CliRunner().invoke(relate_command, arguments)
+    return invoked(
+        relate_command, "simo-relate", folder, monkeypatch, "--lambdas", "0,1,-0.5", *options
+    )
 
 
 def test_the_command_prints_writes_and_draws(
@@ -105,16 +104,12 @@ def test_the_command_prints_writes_and_draws(
     assert told.exit_code == 0, told.output
     assert "| moved | lambda | depth | normals |" in told.stdout
     assert "| depth | 1 | 100.0% |" in told.stdout
-    text = (workplace / "a.json").read_text()
-    report = json.loads(text)
+    report = report_in(workplace)
     assert report["lambdas"] == [-0.5, 0.0, 1.0]
     assert report["command"] == (
         "simo-relate --recipe tiny.yaml --lambdas 0,1,-0.5 --json a.json --plot a.png"
     )
-    assert {"commit", "versions", "machine", "inputs"} <= set(report)
-    assert str(workplace) not in text
     assert (workplace / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(workplace.glob(".*partial*"))
 
 
 @pytest.mark.parametrize(
