@@ -13,8 +13,6 @@ experts' heads alone, and stand in a table of their own.
 """
 
 import itertools
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +25,7 @@ import yaml
 
 from simo_bench import references
 from simo_build.alignment import Alignment
-from simo_build.build import realign, versions
+from simo_build.build import realign
 from simo_build.cli import data_option, experts_option, polite, recipe_option
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import merge
@@ -35,7 +33,7 @@ from simo_build.progress import Bars, Progress
 from simo_build.proxies import PROXIES, SIMILARITIES
 from simo_build.realign import shared_encoder
 from simo_build.recipe import MergePart
-from simo_build.report import commit, cpu_name, without_paths, write_json
+from simo_build.report import described, write_json
 from simo_build.several import SEVERAL
 from simo_build.stages import Result, Stages
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
@@ -234,16 +232,10 @@ def run(
         tried += rows
         (apart if several else chosen).append(best)
     return {
-        "schema": SCHEMA,
-        "recipe": loaded.recipe.name,
+        **described(work, SCHEMA, "python -m simo_bench.study"),
         "split": split,
         "images": len(study.samples[split]),
         "unlabelled": len(study.unlabelled),
-        "command": shlex.join(["python", "-m", "simo_bench.study", *without_paths(sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": cpu_name(),
-        "inputs": study.work.inputs(),
         "experts": study.experts,
         "chosen": chosen,
         "references": apart,
