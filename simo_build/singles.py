@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from simo_build.build import first, opened, plain_metric, versions
+from simo_build.build import calibration, first, opened, plain_metric, versions
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
 from simo_build.heads import Head
@@ -76,6 +76,8 @@ def _build(work: Workshop, task: str, out: Path) -> Bundle:
         recipe=recipe,
         samples=samples,
         provenance=provenance,
+        calibration=calibration(part),
+        say=progress.say,
     )
 
 

@@ -50,3 +50,15 @@ def _no_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered of a machine stays out of the user's cache, and out of other tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and say so."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            reason = "needs an NVIDIA GPU: torch.cuda.is_available() is False here"
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -151,7 +151,7 @@ def test_the_study_over_tasks_goes_on_where_it_was(tmp_path: Path) -> None:
     small = ["--shapes", "toy", "--heads", "linear", "--tasks", "2", "--rounds", "2"]
     arguments = [
         *small, "--processes", "1", "--threads", "1", "--work", str(tmp_path / "work"),
-        "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png"),
+        "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png"), "--device", "t4",
     ]  # fmt: skip
     first = CliRunner().invoke(curve.main, arguments)
     assert first.exit_code == 0, first.output

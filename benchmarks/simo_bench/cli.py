@@ -114,19 +114,19 @@ def main(
     bundle, or copies of its parts. All arms run in one process in random order, and again in fresh
     processes; an arm whose outputs are wrong gets no time. It takes some minutes.
     """
-    from simo_bench.devices import device_named
+    from simo_bench.devices import device_for
     from simo_runtime.cpus import available_cpus
 
     threads = chosen["threads"] or available_cpus()
     if limits:
-        found = device_named(device or "here", threads=threads)
+        found = device_for(device, chosen["backend"], threads=threads)
         click.echo(_limits(bundle, chosen["precision"], found, layers))
         return
     from simo_bench.latency import bench
     from simo_bench.tables import table
     from simo_build.origin import without_paths, write_json
 
-    named = device_named(device, threads=threads) if device else None
+    named = device_for(device, chosen["backend"], threads=threads) if device else None
     options = _options(chosen, named)
     if html_file is not None:
         from simo_bench.webpage import write_page  # a missing matplotlib is told before the work

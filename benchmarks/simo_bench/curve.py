@@ -19,7 +19,7 @@ import click
 import yaml
 
 from simo_bench import document as documents
-from simo_bench.devices import device_named
+from simo_bench.devices import device_for
 from simo_bench.latency import Options, bench
 from simo_bench.machine import origin
 from simo_build.build import build
@@ -73,27 +73,35 @@ SHAPES = {
 }
 
 
-def bundle_of(shape: str, heads: str, tasks: int, work: Path) -> Path:
-    """Build the bundle of a shape with its first tasks; one that is there stays."""
+def recipe_of(shape: str, heads: str, tasks: int, work: Path, precision: str = "fp32") -> Path:
+    """Write the recipe of a shape with its first tasks, in fp32 and another precision."""
     one, name = SHAPES[shape], f"{shape}-{heads}-{tasks}"
+    name += "" if precision == "fp32" else f"-{precision}"
     recipe = {
         "name": name,
         "encoder": {"model": one.model, "taps": list(one.taps), "options": dict(one.options)},
         "base": "random(0)",
         "image": {"size": list(one.size)},
         "tasks": {task: {**KINDS[task], "head": heads} for task in list(KINDS)[:tasks]},
+        "export": {"precisions": sorted({"fp32", precision}), "images": 2},
     }
     path = work / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return build(load_recipe(str(path)), work / name, progress=Silent()).root
+    return path
+
+
+def bundle_of(shape: str, heads: str, tasks: int, work: Path, precision: str = "fp32") -> Path:
+    """Build the bundle of a shape with its first tasks; one that is there stays."""
+    path = recipe_of(shape, heads, tasks, work, precision)
+    return build(load_recipe(str(path)), work / path.stem, progress=Silent()).root
 
 
 def measure(
     shape: str, heads: str, most: int, options: Options, work: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Benchmark 1 to `most` tasks of one shape with one kind of head."""
-    root, rows = bundle_of(shape, heads, most, work), []
+    root, rows = bundle_of(shape, heads, most, work, options.precision), []
     for count in range(1, most + 1):
         tasks = tuple(KINDS)[:count]
         kept = work / f"{root.name}-of-{count}.json"
@@ -198,6 +206,7 @@ def study(
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--backend")
 @click.option("--precision", default="fp32", show_default=True)
+@click.option("--device", help="Of the ideal: here (measured), a name, or a JSON of one.")
 @click.option("--who", default="the project", show_default=True)
 @click.option(
     "--work", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-work")
@@ -210,15 +219,15 @@ def main(
     **chosen: Any,
 ) -> None:  # fmt: skip
     """Time 1 to 6 tasks on one encoder against one model per task."""
-    threads = chosen["threads"] or available_cpus()
+    named, threads = chosen.pop("device"), chosen["threads"] or available_cpus()
     options = Options(
         **chosen,
+        device=device_for(named, chosen["backend"], threads=threads),  # once for all curves
         arms=ARMS,
         seconds=0.0,
         warm_up=2,
         batches=(),
         memory=False,
-        device=device_named("here", threads=threads),
     )
     found = study(shapes.split(","), heads.split(","), most, options, work)
     click.echo(table(found))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -72,6 +73,37 @@ def device_named(name: str, *, threads: int) -> Device:
     shown, single, half, byte, bandwidth = TABLE[name]
     peaks = {32: single, 16: half, 8: byte}
     return Device(name=shown, peaks=peaks, bandwidth=bandwidth, source=NVIDIA)
+
+
+def device_for(name: str | None, backend: str | None, *, threads: int) -> Device:
+    """Give the device of a name, of a file that `plain` filled, or the one that a backend runs on.
+
+    Raises BackendError where a GPU would have to be measured and PyTorch cannot.
+    """
+    if name is not None and name.endswith(".json"):
+        return from_file(Path(name))
+    if name is not None and name != HERE:
+        return device_named(name, threads=threads)
+    if backend is None or backend == "onnxruntime-cpu":
+        return measured(threads)
+    from simo_bench.gpu.roofline import measure  # torch and a GPU
+
+    return measure()
+
+
+def from_file(path: Path) -> Device:
+    """Read a device; BackendError if the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        peaks = {int(bits): float(peak) for bits, peak in found["peaks"].items()}
+        return Device(
+            name=found["name"],
+            peaks=peaks,
+            bandwidth=float(found["bandwidth"]),
+            source=found["source"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackendError(f"{path}: not a device as simo_bench writes it: {error!r}") from error
 
 
 def measured(threads: int, seconds: float = SECONDS) -> Device:

@@ -33,7 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simo_bench.latency import len_cpus, machine, spread
+from simo_bench.machine import len_cpus, machine
+from simo_bench.samples import spread
 from simo_build.cli import polite
 from simo_build.encoder import Encoder, randomise
 from simo_build.recipe import EncoderPart, ImagePart

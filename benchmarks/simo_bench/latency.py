@@ -17,13 +17,10 @@ import cv2
 import numpy as np
 
 from simo_bench import nvml
-from simo_bench.devices import Device, device_named
+from simo_bench.devices import Device, device_for
 from simo_bench.document import SCHEMA, derive
 from simo_bench.limits import counted, limits
 from simo_bench.machine import about, origin, steadier
-from simo_bench.machine import len_cpus as len_cpus
-from simo_bench.machine import machine as machine
-from simo_bench.samples import spread as spread
 from simo_bench.setup import ARMS, USUAL, Setup
 from simo_bench.singles import Singles, copies_of, disk_bytes, experts_of, part_of, provenance_gate
 from simo_runtime import backends
@@ -121,7 +118,7 @@ def _document(
     device = options.device
     if device is None:
         tell("the machine's peak and bandwidth")
-        device = device_named("here", threads=setup.threads)
+        device = device_for(None, setup.backend, threads=setup.threads)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         **origin(command, options.who),

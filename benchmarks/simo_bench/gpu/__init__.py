@@ -1,0 +1,1 @@
+"""What a machine with an NVIDIA GPU measures: benchmarks/gpu/run_all.sh runs it all."""
