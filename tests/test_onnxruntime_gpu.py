@@ -29,7 +29,12 @@ from simo_runtime.backends.onnxruntime_gpu import GpuOptions
 from simo_runtime.backends.onnxruntime_graph import Settings
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.backends.onnxruntime_tensorrt import BACKEND as TENSORRT
-from simo_runtime.backends.onnxruntime_tensorrt import OnnxRuntimeTensorrt, cache_key, input_shapes
+from simo_runtime.backends.onnxruntime_tensorrt import (
+    SWITCHES,
+    OnnxRuntimeTensorrt,
+    cache_key,
+    input_shapes,
+)
 from simo_runtime.backends.onnxruntime_tensorrt import provider_options as tensorrt_options
 from simo_runtime.bundle import Bundle
 from simo_runtime.engines import BatchRange
@@ -156,7 +161,7 @@ def test_cuda_computes_in_float32_and_takes_no_more_memory_than_it_may() -> None
 
 def test_tensorrt_keeps_engines_and_is_told_every_shape(bundle: Bundle) -> None:
     options = GpuOptions(batches=BatchRange(smallest=1, tuned=4, largest=8), workspace_mib=64)
-    found = dict(tensorrt_options(options, input_shapes(bundle, "fp32"), "/engines"))
+    found = dict(tensorrt_options(options, input_shapes(bundle, "fp32"), "/engines", "fp32"))
     assert found["trt_engine_cache_enable"] == found["trt_timing_cache_enable"] == "1"
     assert found["trt_engine_cache_path"] == found["trt_timing_cache_path"] == "/engines"
     assert found["trt_max_workspace_size"] == str(64 * 2**20)
@@ -166,6 +171,17 @@ def test_tensorrt_keeps_engines_and_is_told_every_shape(bundle: Bundle) -> None:
     assert not {name for name in found if "fp16" in name or "bf16" in name or "int8" in name}
 
 
+def test_a_graph_of_halves_is_switched_on_and_no_other_type(bundle: Bundle, tmp_path: Path) -> None:
+    for precision, switch in (("fp16", "fp16"), ("bf16", "bf16"), ("int8", "int8")):
+        found = dict(tensorrt_options(GpuOptions(), {}, "", precision))
+        on = {
+            name for name in found if name.endswith(("fp16_enable", "bf16_enable", "int8_enable"))
+        }
+        assert on == {f"trt_{switch}_enable"}
+    with pytest.raises(BackendError, match="takes no fp8 graphs"):
+        OnnxRuntimeTensorrt(GpuOptions(engines=tmp_path))._options(bundle, "fp8")
+
+
 @gpu_build
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_onnx_runtime_knows_every_option(provider: str) -> None:
@@ -173,7 +189,8 @@ def test_onnx_runtime_knows_every_option(provider: str) -> None:
     # the files that parse them.
     options = cuda_options(GpuOptions(memory_mib=1))
     if provider == "Tensorrt":
-        options = tensorrt_options(GpuOptions(), {}, "")
+        every = {entry for one in SWITCHES for entry in tensorrt_options(GpuOptions(), {}, "", one)}
+        options = tuple(sorted(every))
     folder = Path(str(onnxruntime.__file__)).parent / "capi"
     known = b"".join(path.read_bytes() for path in folder.glob("onnxruntime_pybind11_state*.so"))
     known += onnxruntime_gpu.provider_file(provider).read_bytes()

@@ -3,6 +3,11 @@
 ONNX Runtime's wheel is linked against one major version of TensorRT (1.31 against 10), whatever
 version `pip install tensorrt` gives: `why_not` reads which one it is.
 
+Its networks are weakly typed, unlike those of `simo-engines`: they need a switch for each type
+beside float32 that the graph has, and it is given for those types alone. What TensorRT makes of the
+graph's float32 islands is then its own choice; the self-test at opening tells whether the answers
+are right.
+
 The provider stands alone. With CUDA's beside it, a graph that TensorRT does not take would run
 there in silence; so it is refused.
 """
@@ -18,11 +23,19 @@ from simo_runtime.backends.onnxruntime_graph import Settings
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.bundle import Bundle
 from simo_runtime.engines import default_root, private_folder
+from simo_runtime.errors import BackendError
 from simo_runtime.gpu import find_gpu
 from simo_runtime.onnxfile import read_onnx
 
 PROVIDER = "TensorrtExecutionProvider"
 Shapes = dict[str, tuple[int, ...]]  # of a graph's inputs, without the batch
+# What a graph of a precision needs; float32 needs nothing.
+SWITCHES: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "fp16": {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"},
+    "bf16": {"trt_bf16_enable": "1"},
+    "int8": {"trt_int8_enable": "1"},
+}
 
 
 class OnnxRuntimeTensorrt:
@@ -61,19 +74,26 @@ class OnnxRuntimeTensorrt:
         return kind(bundle, settings, precision=precision, joint=joint)
 
     def _options(self, bundle: Bundle, precision: str) -> tuple[tuple[str, str], ...]:
+        if precision not in SWITCHES:
+            raise BackendError(
+                f"ONNX Runtime's TensorRT provider takes no {precision} graphs; it takes "
+                f"{', '.join(SWITCHES)}"
+            )
         root = self.options.engines or default_root()
-        folder = private_folder(root, find_gpu(), f"onnxruntime-{cache_key(bundle, self.options)}")
-        return provider_options(self.options, input_shapes(bundle, precision), str(folder))
+        key = cache_key(bundle, self.options)
+        folder = private_folder(root, find_gpu(), f"onnxruntime-{precision}-{key}")
+        shapes = input_shapes(bundle, precision)
+        return provider_options(self.options, shapes, str(folder), precision)
 
 
 def provider_options(
-    options: GpuOptions, shapes: Shapes, folder: str
+    options: GpuOptions, shapes: Shapes, folder: str, precision: str
 ) -> tuple[tuple[str, str], ...]:
     """Give the options of the TensorRT provider.
 
     Engines and timings are kept in `folder`. The profile is given, so that an engine is built
-    once, when a session opens, and not again for each new batch in the middle of a run. Precision
-    is the graph's: no option changes it.
+    once, when a session opens, and not again for each new batch in the middle of a run. Switches
+    for types are those of the graph's precision, and no others.
     """
     sizes = options.batches
     found = {
@@ -88,7 +108,7 @@ def provider_options(
         "trt_profile_opt_shapes": profile(shapes, sizes.tuned),
         "trt_profile_max_shapes": profile(shapes, sizes.largest),
     }
-    return tuple(sorted(found.items()))
+    return tuple(sorted({**found, **SWITCHES[precision]}.items()))
 
 
 def profile(shapes: Shapes, batch: int) -> str:
