@@ -250,7 +250,7 @@ class TestTheGate:
         layers = read_layers(json.dumps(LAYERS))
         check_layers(layers, "encoder", "fp32")
         check_layers(layers, "depth", "fp16")  # a head of one layer may be float32
-        with pytest.raises(BackendError, match="no layer in fp16"):
+        with pytest.raises(BackendError, match="no layer that uses fp16"):
             check_layers(layers, "encoder", "fp16")
 
     def test_of_classes_it_counts_which_are_the_same(self) -> None:
@@ -445,6 +445,15 @@ class TestLayers:
         for said, kind in words.items():
             layer = {"Name": "a", "Outputs": [{"Format/Datatype": said}]}
             assert read_layers(json.dumps({"Layers": [layer]})).types == {kind: 1}, said
+
+    def test_a_product_of_int8_that_gives_floats_uses_int8(self) -> None:
+        layer = {
+            "Name": "gemm",
+            "Inputs": [{"Format/Datatype": "Int8"}, {"Format/Datatype": "Int8"}],
+            "Outputs": [{"Format/Datatype": "Half"}],
+        }
+        found = read_layers(json.dumps({"Layers": [layer]}))
+        assert (found.types, found.using) == ({"fp16": 1}, {"fp16": 1, "int8": 1})
 
     def test_fused_attention_is_told_from_a_softmax_by_itself(self) -> None:
         names = ["_gemm_mha_v2_myl0_6", "_gemv_mha_v1_myl0_1", "sm90_fmha_fprop", "/attn/Softmax"]

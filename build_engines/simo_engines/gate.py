@@ -113,9 +113,9 @@ def check_layers(layers: Layers, name: str, precision: str) -> None:
 
     A small head may have its few layers in float32 alone; so it is the encoder that is held to it.
     """
-    if name in (ENCODER, JOINT) and precision != "fp32" and not layers.share(precision):
+    if name in (ENCODER, JOINT) and precision != "fp32" and not layers.using.get(precision):
         raise BackendError(
-            f"{name}: the engine of the {precision} graph has no layer in {precision} "
+            f"{name}: the engine of the {precision} graph has no layer that uses {precision} "
             f"({layers.summary()}); it would be as slow as float32"
         )
 

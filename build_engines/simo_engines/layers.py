@@ -9,7 +9,7 @@ are looked for. Attention is fused where a kernel is named for multi-head attent
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ class Layers:
 
     count: int
     types: Mapping[str, int]  # layers by the type of their first output; `unknown` among them
+    using: Mapping[str, int]  # layers that take or give a type; one may use several
     fused_attention: int  # kernels of multi-head attention
     softmax: int  # softmaxes by themselves
 
@@ -59,13 +60,15 @@ def read_layers(text: str) -> Layers:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"TensorRT's engine inspector gives no list of layers: {error}"
         raise BackendError(told) from error
-    kinds = Counter(_type(one) for one in parsed)
+    kinds = Counter(_type(_sides(one, "Outputs")[:1]) for one in parsed)
+    used = Counter(kind for one in parsed for kind in _used(one))
     named = [" ".join(str(one.get(key, "")) for key in ("Name", "TacticName")) for one in parsed]
     fused = [name for name in named if FUSED.search(name)]
     softmax = [name for name in named if SOFTMAX.search(name) and name not in fused]
     return Layers(
         count=len(parsed),
         types=dict(sorted(kinds.items())),
+        using=dict(sorted(used.items())),
         fused_attention=len(fused),
         softmax=len(softmax),
     )
@@ -76,9 +79,17 @@ def _layer(entry: Any) -> dict[str, Any]:
     return {"Name": entry} if isinstance(entry, str) else dict(entry)
 
 
-def _type(layer: Mapping[str, Any]) -> str:
-    outputs = layer.get("Outputs") or [{}]
-    said = str(outputs[0].get("Format/Datatype", "")).lower()
+def _sides(layer: Mapping[str, Any], side: str) -> list[Mapping[str, Any]]:
+    return list(layer.get(side) or [])
+
+
+def _used(layer: Mapping[str, Any]) -> set[str]:
+    sides = [*_sides(layer, "Inputs"), *_sides(layer, "Outputs")]
+    return {_type([one]) for one in sides}
+
+
+def _type(values: Sequence[Mapping[str, Any]]) -> str:
+    said = " ".join(str(one.get("Format/Datatype", "")) for one in values).lower()
     for kind, words in TYPES.items():
         if re.search(rf"\b({words})\b", said):
             return kind
