@@ -164,7 +164,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         files=files,
         graphs=parse_graphs(data.get("graphs"), [task.name for task in tasks], files),
         random_weights=bool(data["random_weights"]),
-        provenance=dict(data["provenance"]),
+        provenance=_object(data, "provenance"),
     )
 
 
@@ -189,6 +189,12 @@ def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
     if name in REPORTS:
         raise ValueError(f"files: {name!r} is for people, and must not be listed")
     return FileEntry(sha256=str(entry["sha256"]), bytes=int(entry["bytes"]))
+
+
+def _object(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(data[key], dict):
+        raise ValueError(f"{key} is a {type(data[key]).__name__}; it must be an object")
+    return dict(data[key])
 
 
 def _triple(data: Mapping[str, Any], key: str) -> tuple[float, float, float]:

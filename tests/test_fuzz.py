@@ -87,6 +87,7 @@ def refused_or_read(path: Path, text: bytes) -> None:
 @example(place=("tasks", 0, "channels"), value=float("inf"))
 @example(place=("files",), value={"": {"sha256": "", "bytes": 0}})
 @example(place=("graphs",), value={"fp32": None})
+@example(place=("provenance",), value=[[None, None]])
 def test_a_manifest_with_anything_anywhere(
     tmp_path: Path, place: tuple[Any, ...], value: Any
 ) -> None:
@@ -173,15 +174,15 @@ def test_a_picture_of_anything_behind_a_header(tmp_path: Path, head: bytes, rest
     high=st.integers(1, 70),
     wide=st.integers(1, 70),
     fit=st.sampled_from(["stretch", "letterbox"]),
-    target=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
-def test_any_picture_comes_back_at_its_size(
-    high: int, wide: int, fit: str, target: tuple[int, int]
-) -> None:
+@example(high=1, wide=59, fit="letterbox")
+def test_any_picture_comes_back_at_its_size(high: int, wide: int, fit: str) -> None:
     predict = plain(fit=fit)
     pixels = np.full((high, wide, 3), 200, np.uint8)
     scene = predict(pixels, colours="RGB")
-    np.testing.assert_array_equal(scene["depth"].values, np.full((high, wide), 200, np.float32))
+    expected = np.full((high, wide), 200, np.float32)
+    # OpenCV's weights may add up to a little more than one
+    np.testing.assert_allclose(scene["depth"].values, expected, rtol=1e-6)
     assert (scene["seg"].values == 1).all()
 
 

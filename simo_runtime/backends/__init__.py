@@ -74,6 +74,7 @@ BACKENDS = {
     "onnxruntime-cpu": "simo_runtime.backends.onnxruntime_cpu",
     "onnxruntime-cuda": "simo_runtime.backends.onnxruntime_cuda",
     "onnxruntime-tensorrt": "simo_runtime.backends.onnxruntime_tensorrt",
+    "tensorrt": "simo_runtime.backends.tensorrt",
 }
 
 

@@ -1,0 +1,145 @@
+"""The runtime's bars: what it costs beside the bare network, and what one pass saves.
+
+    python -m simo_bench.runtime --small bundles/nyuv2-vit-tiny --large bundles/speed-vit-base \
+        --json benchmarks/results/runtime.json
+
+The bundles are built with `simo-build --recipe nyuv2-vit-tiny` and `--recipe speed-vit-base`. Every
+bar has its count and spread; what is compared runs alternating, in one run. `--only` takes some of
+the bars, `--minutes` says how long the soak lasts. It says which bars are not met, and its exit
+code is 1 then.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simo_bench import runtime_folder, runtime_passes, runtime_processes
+from simo_runtime.bundle import Bundle
+from simo_runtime.cpus import available_cpus
+from simo_runtime.errors import SimoError
+from simo_runtime.files import whole
+
+SCHEMA = "simo.bench.runtime/1"
+PACKAGES = ("simo-runtime", "numpy", "onnxruntime-gpu", "onnxruntime", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 60
+    starts: int = 11  # of processes
+    photos: int = 500
+    minutes: float = 30.0
+
+
+Measure = Callable[[dict[str, Bundle], Size], dict[str, Any]]
+
+
+def _each(measure: Callable[[Bundle, int], dict[str, Any]]) -> Measure:
+    """Measure every bundle."""
+    return lambda bundles, size: {
+        name: measure(bundle, size.rounds) for name, bundle in bundles.items()
+    }
+
+
+BARS: dict[str, Measure] = {
+    "one-pass": _each(runtime_passes.one_pass),
+    "memory": lambda bundles, size: {
+        name: runtime_processes.memory(bundle, max(3, size.starts // 3))
+        for name, bundle in bundles.items()
+    },
+    "overhead": _each(runtime_passes.overhead),
+    "import": lambda bundles, size: runtime_processes.imports(size.starts),
+    "start": lambda bundles, size: runtime_processes.start(bundles["small"], size.starts),
+    "folder": lambda bundles, size: runtime_folder.folder(bundles["small"], size.photos),
+    "soak": lambda bundles, size: runtime_folder.soak(bundles["small"], size.minutes),
+}
+
+
+def failures(found: dict[str, Any], path: str = "") -> list[str]:
+    """List the bars that are not met: every `met` that is false, by its place."""
+    missed = [path] if found.get("met") is False else []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            missed += failures(value, f"{path}.{key}".lstrip("."))
+    return missed
+
+
+def about() -> dict[str, Any]:
+    """Say what this was measured on, and with what."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpus": available_cpus(),
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+
+
+@click.command()
+@click.option("--small", required=True, type=click.Path(path_type=Path), help="A ViT-Ti bundle.")
+@click.option("--large", type=click.Path(path_type=Path), help="A ViT-B bundle.")
+@click.option("--only", help=f"Some bars, separated by commas: {', '.join(BARS)}.")
+@click.option("--rounds", type=click.IntRange(min=3), default=Size.rounds, show_default=True)
+@click.option("--starts", type=click.IntRange(min=3), default=Size.starts, show_default=True)
+@click.option("--photos", type=click.IntRange(min=4), default=Size.photos, show_default=True)
+@click.option("--minutes", type=click.FloatRange(min=0.01), default=Size.minutes, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    small: Path, large: Path | None, only: str | None, json_file: Path | None, **size: Any
+) -> None:
+    """Measure the runtime against its bars."""
+    chosen = [name.strip() for name in only.split(",")] if only else list(BARS)
+    if foreign := sorted(set(chosen) - set(BARS)):
+        raise click.UsageError(f"--only {foreign[0]}: there are {', '.join(BARS)}")
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": ["python", "-m", "simo_bench.runtime", *sys.argv[1:]],
+        "machine": about(),
+        "bars": {},
+    }
+    try:
+        bundles = {"small": Bundle.open(small)}
+        if large is not None:
+            bundles["large"] = Bundle.open(large)
+        document["bundles"] = {name: bundle.manifest.name for name, bundle in bundles.items()}
+        for name in chosen:
+            click.echo(f"measuring {name}", err=True)
+            document["bars"][name] = BARS[name](bundles, Size(**size))
+            click.echo(json.dumps({name: document["bars"][name]}, indent=1))
+    except SimoError as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        with whole(json_file) as partial:
+            partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    missed = failures(document["bars"])
+    for name in missed:
+        click.echo(f"not met: {name}", err=True)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""A bundle in native TensorRT: one context for the encoder, one a head, features on the GPU.
+
+Imports TensorRT and pycuda, and so is imported late. Every object of TensorRT has an annotation,
+which `tests/test_tensorrt_api.py` follows.
+
+Contexts belong to a batch size: a graph that was recorded is right only while its context keeps
+its shapes and addresses. Buffers are as large as the largest batch and belong to the session.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from simo_runtime.backends import Joint, Pixels, cuda_device
+from simo_runtime.backends.tensorrt import Plan
+from simo_runtime.bundle import Bundle
+from simo_runtime.errors import BackendError, listing
+from simo_runtime.graphs import ENCODER, IMAGE, JOINT
+
+Arrays = dict[str, NDArray[Any]]
+KEPT = 4  # batch sizes whose contexts and graphs are kept; the one used longest ago goes
+REPLAYS = 5  # of each way to run, to choose the fastest
+
+
+class Listener(trt.ILogger):  # type: ignore[misc]  # tensorrt ships no stubs
+    """Keeps TensorRT's errors, which the calls themselves do not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def log(self, severity: object, message: str) -> None:
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            self.errors = [*self.errors[-9:], message]
+
+
+def tensorrt_version() -> str:
+    """Give TensorRT's version."""
+    return str(trt.__version__)
+
+
+class LoadedEngine:
+    """An engine, and the types of its inputs and outputs."""
+
+    def __init__(self, plan: Plan, name: str, logger: Listener) -> None:
+        self.plan, self.name = plan, name
+        self._runtime = trt.Runtime(logger)
+        self._runtime.engine_host_code_allowed = plan.host_code
+        engine = self._runtime.deserialize_cuda_engine(plan.data)
+        if engine is None:
+            raise BackendError(f"TensorRT cannot load {name}\n{listing(logger.errors)}")
+        self.engine = engine
+        self.inputs: dict[str, np.dtype[Any]] = {}
+        self.outputs: dict[str, np.dtype[Any]] = {}
+        for index in range(engine.num_io_tensors):
+            tensor = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
+            (self.inputs if is_input else self.outputs)[tensor] = stored_type(engine, tensor)
+
+    def context(self, shapes: Mapping[str, tuple[int, ...]]) -> "trt.IExecutionContext":
+        """Make a context whose inputs have these shapes."""
+        context = self.engine.create_execution_context()
+        if context is None:
+            raise BackendError(
+                f"the memory of the GPU is full: TensorRT makes no context of {self.name}\n"
+                "Give a smaller --batch, or stop other programs."
+            )
+        for tensor in self.inputs:
+            if not context.set_input_shape(tensor, shapes[tensor]):
+                raise BackendError(f"{self.name}: the engine takes no {tensor} of {shapes[tensor]}")
+        return context
+
+
+def stored_type(engine: "trt.ICudaEngine", name: str) -> np.dtype[Any]:
+    """Give the type of an input or output; bfloat16, which only features have, as 16 bits."""
+    kind = engine.get_tensor_dtype(name)
+    if kind == trt.DataType.FLOAT:
+        return np.dtype(np.float32)
+    if kind == trt.DataType.HALF:
+        return np.dtype(np.float16)
+    if kind == trt.DataType.BF16:
+        return np.dtype(np.uint16)
+    if kind == trt.DataType.UINT8:
+        return np.dtype(np.uint8)
+    raise BackendError(f"{name}: no graph of a bundle has an input or output of this type")
+
+
+class Buffers:
+    """Memory for every tensor: on the GPU, and pinned on the host for the image and the tasks."""
+
+    def __init__(self) -> None:
+        self.device: dict[str, Any] = {}
+        self.host: Arrays = {}
+
+    def take(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any], *, host: bool) -> None:
+        """Take memory for a tensor at the largest batch, once."""
+        if name not in self.device:
+            self.device[name] = cuda_device.memory(int(np.prod(shape)) * kind.itemsize)
+        if host and name not in self.host:
+            self.host[name] = cuda_device.pinned(shape, kind)
+
+    def address(self, name: str) -> int:
+        """Give where a tensor lies on the GPU."""
+        return int(self.device[name])
+
+
+class Batch:
+    """The contexts for one batch size, and the graphs recorded on them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.contexts: dict[str, Any] = {}
+        self.graphs: dict[tuple[str, ...], cuda_device.Recorded] = {}
+        self.ways: dict[tuple[str, ...], str] = {}
+
+    def close(self) -> None:
+        """Let go of graphs first: they refer to the contexts."""
+        for graph in self.graphs.values():
+            graph.close()
+        self.graphs.clear()
+        self.contexts.clear()
+
+
+class TensorrtSession:
+    """`run` may be called from several threads: they take turns, since buffers are shared."""
+
+    def __init__(
+        self, bundle: Bundle, engines: Mapping[str, Plan], *, joint: Joint, cuda_graph: bool
+    ) -> None:
+        self._bundle, self._joint, self._recording = bundle, joint, cuda_graph
+        self._tasks = [task.name for task in bundle.manifest.tasks]
+        self._lock, self._logger = threading.Lock(), Listener()
+        self._batches: OrderedDict[int, Batch] = OrderedDict()
+        self._smallest = max(plan.smallest for plan in engines.values())
+        self._largest = min(plan.largest for plan in engines.values())
+        if self._smallest > self._largest:
+            raise BackendError(f"{bundle.root}: the engines have no batch size in common")
+        with cuda_device.current():
+            self._engines = {
+                name: LoadedEngine(plan, name, self._logger) for name, plan in engines.items()
+            }
+            self._stream = cuda_device.stream()
+            self._aux = {task: cuda_device.stream() for task in self._tasks}
+            self._ready = cuda_device.event()
+            self._done = {task: cuda_device.event() for task in self._tasks}
+            self._buffers: Buffers | None = self._take()
+
+    def _take(self) -> Buffers:
+        """Take memory for all tensors, in the shapes that contexts tell at the largest batch."""
+        buffers, shapes = Buffers(), self._image(self._largest)
+        for name in (ENCODER, *self._tasks):
+            engine = self._engines[name]
+            context = engine.context(shapes)
+            for tensor in engine.outputs:
+                shapes[tensor] = tuple(context.get_tensor_shape(tensor))
+            for tensor, kind in {**engine.inputs, **engine.outputs}.items():
+                host = tensor == IMAGE or (name != ENCODER and tensor in engine.outputs)
+                buffers.take(tensor, shapes[tensor], kind, host=host)
+        self._shapes = {tensor: shape[1:] for tensor, shape in shapes.items()}
+        return buffers
+
+    def _image(self, batch: int) -> dict[str, tuple[int, ...]]:
+        return {IMAGE: (batch, *self._bundle.manifest.image_size, 3)}
+
+    def run(self, pixels_BHW3: Pixels, tasks: Sequence[str]) -> Arrays:
+        """Give every task's output, as `Session` says it; large batches go in parts."""
+        parts = [
+            self._part(pixels_BHW3[start : start + self._largest], tuple(tasks))
+            for start in range(0, len(pixels_BHW3), self._largest)
+        ]
+        return {task: np.concatenate([part[task] for part in parts]) for task in tasks}
+
+    def _part(self, pixels: Pixels, tasks: tuple[str, ...]) -> Arrays:
+        with self._lock, cuda_device.current():
+            buffers = self._buffers
+            if buffers is None:
+                raise BackendError(f"{self._bundle.root}: the predictor is closed; open it again")
+            size = max(len(pixels), self._smallest)
+            buffers.host[IMAGE][: len(pixels)] = pixels
+            buffers.host[IMAGE][len(pixels) : size] = 0
+            batch = self._batch(size)
+            if tasks not in batch.ways:
+                self._begin(batch, tasks)
+            self._go(batch, tasks, batch.ways[tasks])
+            self._stream.synchronize()
+            return {task: buffers.host[task][: len(pixels)].copy() for task in tasks}
+
+    def _batch(self, size: int) -> Batch:
+        """Give the contexts of a batch size; the one used longest ago makes room."""
+        if size not in self._batches:
+            if len(self._batches) >= KEPT:
+                self._batches.popitem(last=False)[1].close()
+            self._batches[size] = Batch(size)
+        self._batches.move_to_end(size)
+        return self._batches[size]
+
+    def _context(self, batch: Batch, name: str) -> "trt.IExecutionContext":
+        """Give a graph's context, its shapes and addresses set once and for all."""
+        if name not in batch.contexts:
+            assert self._buffers is not None  # `_part` has looked
+            engine = self._engines[name]
+            shapes = {tensor: (batch.size, *self._shapes[tensor]) for tensor in engine.inputs}
+            context = engine.context(shapes)
+            for tensor in (*engine.inputs, *engine.outputs):
+                context.set_tensor_address(tensor, self._buffers.address(tensor))
+            batch.contexts[name] = context
+        found: trt.IExecutionContext = batch.contexts[name]
+        return found
+
+    def _begin(self, batch: Batch, tasks: tuple[str, ...]) -> None:
+        """Run once as it is, record, compare the replay with it, and keep the fastest way.
+
+        TensorRT must have run at a shape before its work can be recorded there.
+        """
+        assert self._buffers is not None  # `_part` has looked
+        seconds: dict[str, float] = {}
+        for way in self._ways(tasks):
+            self._enqueue(batch, tasks, way)
+            self._stream.synchronize()
+            eager = {task: self._buffers.host[task][: batch.size].copy() for task in tasks}
+            if self._recording:
+                self._record(batch, tasks, way, eager)
+            seconds[way] = self._timed(batch, tasks, way)
+        fastest = min(seconds, key=lambda way: seconds[way])
+        for way in set(seconds) - {fastest}:
+            if graph := batch.graphs.pop((way, *tasks), None):
+                graph.close()
+        batch.ways[tasks] = fastest
+
+    def _ways(self, tasks: tuple[str, ...]) -> list[str]:
+        """List the ways to run some tasks: heads one after another, side by side, one graph."""
+        all_of_them = set(self._tasks) <= set(tasks)
+        if self._joint is True and all_of_them:
+            return [JOINT]
+        side_by_side = ["side by side"] if len(tasks) > 1 else []
+        joint = [JOINT] if all_of_them and JOINT in self._engines else []
+        return ["in turn", *side_by_side, *joint]
+
+    def _record(self, batch: Batch, tasks: tuple[str, ...], way: str, eager: Arrays) -> None:
+        assert self._buffers is not None  # `_part` has looked
+        graph = cuda_device.Recorded(self._stream, lambda: self._enqueue(batch, tasks, way))
+        batch.graphs[way, *tasks] = graph
+        for task in tasks:
+            self._buffers.host[task][: batch.size] = 0
+        graph.launch()
+        self._stream.synchronize()
+        for task in tasks:
+            if not np.array_equal(self._buffers.host[task][: batch.size], eager[task]):
+                raise BackendError(
+                    f"{self._bundle.root}: {task} comes out differently when its CUDA graph is "
+                    "replayed; update the driver, or open it with cuda_graph=False"
+                )
+
+    def _timed(self, batch: Batch, tasks: tuple[str, ...], way: str) -> float:
+        times = []
+        for _ in range(REPLAYS):
+            start = time.perf_counter()
+            self._go(batch, tasks, way)
+            self._stream.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _go(self, batch: Batch, tasks: tuple[str, ...], way: str) -> None:
+        graph = batch.graphs.get((way, *tasks))
+        if graph is None:
+            self._enqueue(batch, tasks, way)
+        else:
+            graph.launch()
+
+    def _enqueue(self, batch: Batch, tasks: tuple[str, ...], way: str) -> None:
+        """Put everything on streams: the image up, encoder and heads, the outputs down."""
+        assert self._buffers is not None  # `_part` has looked
+        image = self._buffers.host[IMAGE][: batch.size]
+        cuda_device.upload(self._buffers.address(IMAGE), image, self._stream)
+        self._execute(batch, JOINT if way == JOINT else ENCODER, self._stream)
+        if way == "side by side":
+            self._ready.record(self._stream)
+        for task in tasks:
+            on = self._aux[task] if way == "side by side" else self._stream
+            if way == "side by side":
+                on.wait_for_event(self._ready)
+            if way != JOINT:
+                self._execute(batch, task, on)
+            output = self._buffers.host[task][: batch.size]
+            cuda_device.download(output, self._buffers.address(task), on)
+            if way == "side by side":
+                self._done[task].record(on)
+                self._stream.wait_for_event(self._done[task])
+
+    def _execute(self, batch: Batch, name: str, on: Any) -> None:
+        context = self._context(batch, name)
+        if not context.execute_async_v3(on.handle):
+            raise BackendError(f"{name}: the engine does not run\n{listing(self._logger.errors)}")
+
+    def close(self) -> None:
+        """Let go of graphs, contexts, memory and engines, in that order."""
+        with self._lock, cuda_device.current():
+            for batch in self._batches.values():
+                batch.close()
+            self._batches.clear()
+            self._buffers = None
+            self._engines.clear()
