@@ -1,7 +1,7 @@
 """A bundle in native TensorRT: one context for the encoder, one a head, features on the GPU.
 
-Imports TensorRT and pycuda, and so is imported late. Every object of TensorRT has an annotation,
-which `tests/test_tensorrt_api.py` follows.
+Imports TensorRT and pycuda, and so is imported late. Objects of TensorRT are used in functions that
+name their types alone, which `tests/test_tensorrt_api.py` follows.
 
 Contexts belong to a batch size: a graph that was recorded is right only while its context keeps
 its shapes and addresses. Buffers are as large as the largest batch and belong to the session.
@@ -50,31 +50,64 @@ class LoadedEngine:
 
     def __init__(self, plan: Plan, name: str, logger: Listener) -> None:
         self.plan, self.name = plan, name
-        self._runtime = trt.Runtime(logger)
-        self._runtime.engine_host_code_allowed = plan.host_code
-        engine = self._runtime.deserialize_cuda_engine(plan.data)
+        runtime = trt.Runtime(logger)
+        runtime.engine_host_code_allowed = plan.host_code
+        engine = runtime.deserialize_cuda_engine(plan.data)
         if engine is None:
             raise BackendError(f"TensorRT cannot load {name}\n{listing(logger.errors)}")
-        self.engine = engine
-        self.inputs: dict[str, np.dtype[Any]] = {}
-        self.outputs: dict[str, np.dtype[Any]] = {}
-        for index in range(engine.num_io_tensors):
-            tensor = engine.get_tensor_name(index)
-            is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
-            (self.inputs if is_input else self.outputs)[tensor] = stored_type(engine, tensor)
+        self.inputs, self.outputs = sides(engine)
+        self._kept: tuple[Any, ...] = (engine, runtime)  # the engine needs its runtime
 
-    def context(self, shapes: Mapping[str, tuple[int, ...]]) -> "trt.IExecutionContext":
+    def context(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """Make a context whose inputs have these shapes."""
-        context = self.engine.create_execution_context()
-        if context is None:
+        found = new_context(self._kept[0], {tensor: shapes[tensor] for tensor in self.inputs})
+        if found is None:
             raise BackendError(
                 f"the memory of the GPU is full: TensorRT makes no context of {self.name}\n"
                 "Give a smaller --batch, or stop other programs."
             )
-        for tensor in self.inputs:
-            if not context.set_input_shape(tensor, shapes[tensor]):
-                raise BackendError(f"{self.name}: the engine takes no {tensor} of {shapes[tensor]}")
-        return context
+        return found
+
+
+def sides(engine: "trt.ICudaEngine") -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
+    """Give the inputs and the outputs of an engine, each with the type it is stored in."""
+    inputs: dict[str, np.dtype[Any]] = {}
+    outputs: dict[str, np.dtype[Any]] = {}
+    for index in range(engine.num_io_tensors):
+        tensor = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
+        (inputs if is_input else outputs)[tensor] = stored_type(engine, tensor)
+    return inputs, outputs
+
+
+def new_context(
+    engine: "trt.ICudaEngine", shapes: Mapping[str, tuple[int, ...]]
+) -> "trt.IExecutionContext | None":
+    """Make a context; None without memory for it, BackendError for a shape that it does not take."""
+    context = engine.create_execution_context()
+    if context is None:
+        return None
+    for tensor, shape in shapes.items():
+        if not context.set_input_shape(tensor, shape):
+            raise BackendError(f"the engine takes no {tensor} of the shape {shape}")
+    return context
+
+
+def shape_of(context: "trt.IExecutionContext", tensor: str) -> tuple[int, ...]:
+    """Give the shape that an output has, now that the inputs have theirs."""
+    return tuple(context.get_tensor_shape(tensor))
+
+
+def place(context: "trt.IExecutionContext", addresses: Mapping[str, int]) -> None:
+    """Tell a context where its inputs and outputs lie."""
+    for tensor, address in addresses.items():
+        if not context.set_tensor_address(tensor, address):
+            raise BackendError(f"the engine has no {tensor}")
+
+
+def enqueue(context: "trt.IExecutionContext", handle: int) -> bool:
+    """Put a context's work on a stream; false if TensorRT refuses."""
+    return bool(context.execute_async_v3(handle))
 
 
 def stored_type(engine: "trt.ICudaEngine", name: str) -> np.dtype[Any]:
@@ -158,7 +191,7 @@ class TensorrtSession:
             engine = self._engines[name]
             context = engine.context(shapes)
             for tensor in engine.outputs:
-                shapes[tensor] = tuple(context.get_tensor_shape(tensor))
+                shapes[tensor] = shape_of(context, tensor)
             for tensor, kind in {**engine.inputs, **engine.outputs}.items():
                 host = tensor == IMAGE or (name != ENCODER and tensor in engine.outputs)
                 buffers.take(tensor, shapes[tensor], kind, host=host)
@@ -200,18 +233,17 @@ class TensorrtSession:
         self._batches.move_to_end(size)
         return self._batches[size]
 
-    def _context(self, batch: Batch, name: str) -> "trt.IExecutionContext":
+    def _context(self, batch: Batch, name: str) -> Any:
         """Give a graph's context, its shapes and addresses set once and for all."""
         if name not in batch.contexts:
             assert self._buffers is not None  # `_part` has looked
             engine = self._engines[name]
             shapes = {tensor: (batch.size, *self._shapes[tensor]) for tensor in engine.inputs}
             context = engine.context(shapes)
-            for tensor in (*engine.inputs, *engine.outputs):
-                context.set_tensor_address(tensor, self._buffers.address(tensor))
+            tensors = (*engine.inputs, *engine.outputs)
+            place(context, {tensor: self._buffers.address(tensor) for tensor in tensors})
             batch.contexts[name] = context
-        found: trt.IExecutionContext = batch.contexts[name]
-        return found
+        return batch.contexts[name]
 
     def _begin(self, batch: Batch, tasks: tuple[str, ...]) -> None:
         """Run once as it is, record, compare the replay with it, and keep the fastest way.
@@ -294,8 +326,7 @@ class TensorrtSession:
                 self._stream.wait_for_event(self._done[task])
 
     def _execute(self, batch: Batch, name: str, on: Any) -> None:
-        context = self._context(batch, name)
-        if not context.execute_async_v3(on.handle):
+        if not enqueue(self._context(batch, name), on.handle):
             raise BackendError(f"{name}: the engine does not run\n{listing(self._logger.errors)}")
 
     def close(self) -> None:
