@@ -88,8 +88,8 @@ def imports(starts: int) -> dict[str, Any]:
     return {
         "seconds": {name: spread(values) for name, values in samples.items()},
         "extra_s": spread(extra.tolist()),
-        "bar": f"under {IMPORT_S} s",
-        "met": float(np.median(samples["import simo_runtime"])) < IMPORT_S,
+        "bar": f"under {IMPORT_S} s beside an interpreter that imports nothing",
+        "met": float(np.median(extra)) < IMPORT_S,
     }
 
 

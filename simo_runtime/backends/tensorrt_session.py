@@ -83,7 +83,7 @@ def sides(engine: "trt.ICudaEngine") -> tuple[dict[str, np.dtype[Any]], dict[str
 def new_context(
     engine: "trt.ICudaEngine", shapes: Mapping[str, tuple[int, ...]]
 ) -> "trt.IExecutionContext | None":
-    """Make a context; None without memory for it, BackendError for a shape that it does not take."""
+    """Make a context; None without memory for it, BackendError for a shape it does not take."""
     context = engine.create_execution_context()
     if context is None:
         return None
