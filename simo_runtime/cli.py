@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -249,7 +248,9 @@ def _sinks(wish: Wish, source: "Source") -> list["Sink"]:
 
 def _watched(wish: Wish, pipeline: "Pipeline", source: "Source", sinks: Sequence["Sink"]) -> int:
     """Run, tell how far it is, and keep what is done when somebody presses Ctrl-C."""
-    progress = Progress(source.total)
+    from simo_runtime.progress import Progress
+
+    progress = Progress(source.total, _stderr, terminal=sys.stderr.isatty(), few=FEW)
     interrupted = False
     outcomes = pipeline.run(source)
     try:
@@ -283,51 +284,9 @@ def tell(outcome: "Outcome", wish: Wish, *, in_words: bool) -> None:
         click.echo(f"  {prediction.task.name:<10}{prediction.summary()}")
 
 
+def _stderr(text: str, end: bool) -> None:
+    click.echo(text, err=True, nl=end)
+
+
 def _either(names: Sequence[str]) -> str:
     return f"{{{','.join(names)}}}" if len(names) > 1 else names[0]
-
-
-class Progress:
-    """Says on stderr how far the work is: a line that changes, or one a while without a terminal.
-
-    Nothing is said of work that takes no time.
-    """
-
-    def __init__(self, total: int | None) -> None:
-        self.done = self.failed = 0
-        self._total = total
-        self._terminal = sys.stderr.isatty()
-        self._pause = 0.2 if self._terminal else 10.0
-        self._start = self._last = time.monotonic()
-
-    def one(self, outcome: "Outcome") -> None:
-        """Count one frame."""
-        self.done += 1
-        self.failed += outcome.error is not None
-        now = time.monotonic()
-        if now - self._last >= self._pause:
-            self._last = now
-            self._show(end=not self._terminal)
-
-    def say(self, line: str) -> None:
-        """Print a line of its own."""
-        click.echo(f"{self._clear()}{line}", err=True)
-
-    def end(self, *, interrupted: bool) -> None:
-        """Sum up, if it was more than a picture or two."""
-        if interrupted:
-            self.say(f"Stopped; what was written is whole: {self._state()}")
-        elif self._total is None or self._total >= FEW:
-            self.say(self._state())
-
-    def _show(self, *, end: bool) -> None:
-        click.echo(f"{self._clear()}{self._state()}", err=True, nl=end)
-
-    def _clear(self) -> str:
-        return "\r\x1b[K" if self._terminal else ""
-
-    def _state(self) -> str:
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
-        of = "" if self._total is None else f" of {self._total}"
-        bad = f", {self.failed} failed" if self.failed else ""
-        return f"{self.done}{of} pictures{bad}, {rate:.1f} a second"

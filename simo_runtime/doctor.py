@@ -148,7 +148,8 @@ def _provider(onnxruntime: ModuleType, options: object, name: str) -> str:
     try:
         session = onnxruntime.InferenceSession(PROBE, options, providers=[name], enable_fallback=0)
     except (RuntimeError, ValueError) as error:
-        return f"asked for; it cannot start: {str(error).splitlines()[0]}"
+        # ONNX Runtime writes the place in its source before what it has to say.
+        return f"asked for; it cannot start: {str(error).splitlines()[0].rpartition('&) ')[2]}"
     active = session.get_providers()
     return "active" if name in active else f"asked for; active instead: {', '.join(active)}"
 
@@ -160,11 +161,10 @@ def _backends() -> Iterator[tuple[str, str]]:
         reason = backend.why_not()
         if reason is None and default is None:
             default = name
-        facts = ", ".join(f"{what} {found}" for what, found in backend.facts().items())
         state = f"can run{' (default)' if default == name else ''}"
         yield name, (state if reason is None else f"cannot run: {reason}")
-        if facts:
-            yield "", facts
+        if reason is None:
+            yield "", ", ".join(f"{what} {found}" for what, found in backend.facts().items())
 
 
 def _engines() -> Iterator[tuple[str, str]]:
@@ -184,6 +184,7 @@ def _bundle(root: Path) -> Iterator[tuple[str, str]]:
     except SimoError as error:
         yield "cannot be opened", str(error)
         return
+    yield "precisions", ", ".join(bundle.manifest.graphs)
     yield "tasks", ", ".join(f"{task.name} ({task.kind})" for task in bundle.manifest.tasks)
     for name in BACKENDS:
         if load_backend(name).why_not() is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -183,8 +184,7 @@ class Predictor:
         stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
         outputs = self._session.run(stacked, [task.name for task in tasks])
         for name, values in outputs.items():
-            # A sum is a number only if all of its terms are; it reads the values once.
-            if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+            if values.dtype.kind == "f" and not _finite(values):
                 raise BackendError(
                     f"{self.bundle.root}: {name} has values that are no numbers; the weights are "
                     "damaged, or the device computes wrongly in this precision"
@@ -230,6 +230,12 @@ class Predictor:
         self.close()
 
 
+def _finite(values: NDArray[Any]) -> bool:
+    """Tell whether all values are numbers; a sum that is one shows it in one pass."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+
+
 def as_rgb(image: Path | str | NDArray[Any], colours: ColourOrder | None) -> Pixels:
     """Read a path, or check an array and bring it to RGB."""
     if isinstance(image, (str, Path)):
@@ -247,7 +253,10 @@ def as_rgb(image: Path | str | NDArray[Any], colours: ColourOrder | None) -> Pix
 
 def restore(output: NDArray[Any], spec: TaskSpec, place: Placement) -> NDArray[Any]:
     """Bring one head's output, (H, W) or (C, H, W), from the network's size to the image's."""
-    values = place.crop(np.moveaxis(output, 0, -1) if output.ndim == 3 else output)
+    if output.ndim == 3:  # planes to pixels, which OpenCV does several times as fast as numpy
+        values = np.asarray(cv2.merge([place.crop(plane) for plane in output]))
+    else:
+        values = place.crop(output)
     if values.shape[:2] == place.source:
         return values
     return kind_named(spec.kind).resize(values, place.source)

@@ -129,13 +129,18 @@ def test_a_batch_gives_what_its_images_give_alone(rooms_bundle: Path) -> None:
             np.testing.assert_allclose(values[index], alone[task][0], atol=1e-4)
 
 
-def test_several_threads_may_share_a_predictor(predict: Predictor) -> None:
-    images = [np.full((60, 80, 3), shade, np.uint8) for shade in range(0, 240, 20)]
-    expected = [predict(image, colours="RGB")["depth"].values for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: predict(i, colours="RGB")["depth"].values, images))
-    for one, other in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_eight_threads_may_share_a_predictor(predict: Predictor) -> None:
+    every: list[list[str] | None] = [["depth"], ["seg", "normals"], None]
+    asked = [
+        (np.full((60, 80, 3), shade, np.uint8), every[shade % 3]) for shade in range(0, 240, 5)
+    ]
+    expected = [predict(image, colours="RGB", tasks=tasks) for image, tasks in asked]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: predict(one[0], colours="RGB", tasks=one[1]), asked))
+    for right, scene in zip(expected, found, strict=True):
+        assert list(scene) == list(right)
+        for task, prediction in scene.items():
+            np.testing.assert_allclose(prediction.values, right[task].values, atol=1e-5)
 
 
 @pytest.mark.parametrize("tasks", [["dept"], ["seg", "nothing"]])

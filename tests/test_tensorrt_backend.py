@@ -25,7 +25,7 @@ from tests import cuda_stand_in, tensorrt_stand_in
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = json.loads((ROOT / "tests" / "cuda-api.json").read_text(encoding="utf-8"))
 ALL = ["seg", "depth", "normals"]
-LATE = ("tensorrt_session", "cuda_device")
+LATE = ("tensorrt_session", "tensorrt_engine", "cuda_device")
 DRAW = np.random.default_rng(0)
 PIXELS = DRAW.integers(0, 256, (5, 120, 160, 3), np.uint8)
 

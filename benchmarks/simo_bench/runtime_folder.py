@@ -52,14 +52,18 @@ def folder(bundle: Bundle, photos: int) -> dict[str, Any]:
     is how busy the CPUs are kept. Reading and writing are included.
     """
     cpus = available_cpus()
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Predictor.open(bundle, threads=1) as narrow,
+        Predictor.open(bundle) as wide,
+    ):
         paths = write_photos(Path(name), photos)
         parts = [paths[index::ALTERNATIONS] for index in range(ALTERNATIONS)]
         out = Path(name) / "out"
         samples: dict[str, list[tuple[float, float, int]]] = {"pipeline": [], "loop": []}
         for part in (parts[0][:4], *parts):
-            samples["pipeline"].append(_clock(partial(_pipeline, bundle, part, out, cpus)))
-            samples["loop"].append(_clock(partial(_loop, bundle, part, out)))
+            samples["pipeline"].append(_clock(partial(_pipeline, narrow, part, out, cpus)))
+            samples["loop"].append(_clock(partial(_loop, wide, part, out)))
     found: dict[str, Any] = {"cpus": cpus, "photos": photos, "form": FORM[0]}
     for arm, runs in samples.items():
         kept = runs[1:]  # the first one warms up
@@ -89,24 +93,22 @@ def _clock(run: Callable[[], int]) -> tuple[float, float, int]:
     return time.perf_counter() - wall, time.process_time() - cpu, done
 
 
-def _pipeline(bundle: Bundle, paths: list[Path], out: Path, cpus: int) -> int:
+def _pipeline(predict: Predictor, paths: list[Path], out: Path, cpus: int) -> int:
     """Do what `simo-infer` does with a folder: a lane for every CPU, one thread in each."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with Predictor.open(bundle, threads=1) as predict:
-            pipeline = Pipeline(predict, sinks=[Forms(out, FORM)], lanes=cpus, reduced=True)
-            return sum(outcome.error is None for outcome in pipeline.run(Files(paths)))
+        pipeline = Pipeline(predict, sinks=[Forms(out, FORM)], lanes=cpus, reduced=True)
+        return sum(outcome.error is None for outcome in pipeline.run(Files(paths)))
     finally:
         cv2.setNumThreads(threads)
 
 
-def _loop(bundle: Bundle, paths: list[Path], out: Path) -> int:
+def _loop(predict: Predictor, paths: list[Path], out: Path) -> int:
     """Do the same in a loop, with all the threads that ONNX Runtime and OpenCV want."""
     sink = Forms(out, FORM)
-    with Predictor.open(bundle) as predict:
-        for path in paths:
-            sink.write(Frame(path.stem, str(path), path), predict(path, reduced=True))
+    for path in paths:
+        sink.write(Frame(path.stem, str(path), path), predict(path, reduced=True))
     return len(paths)
 
 

@@ -77,7 +77,8 @@ class Tensorrt:
 
         Raises BackendError if this machine has none for a graph, naming the command that builds it.
         """
-        from simo_runtime.backends.tensorrt_session import TensorrtSession, tensorrt_version
+        from simo_runtime.backends.tensorrt_engine import tensorrt_version
+        from simo_runtime.backends.tensorrt_session import TensorrtSession
 
         find = _finder(bundle, precision, tensorrt_version(), find_gpu(), self.options.engines)
         names = [ENCODER, *(task.name for task in bundle.manifest.tasks)]

@@ -1,7 +1,6 @@
 """A bundle in native TensorRT: one context for the encoder, one a head, features on the GPU.
 
-Imports TensorRT and pycuda, and so is imported late. Objects of TensorRT are used in functions that
-name their types alone, which `tests/test_tensorrt_api.py` follows.
+Imports TensorRT and pycuda, and so is imported late.
 
 Contexts belong to a batch size: a graph that was recorded is right only while its context keeps
 its shapes and addresses. Buffers are as large as the largest batch and belong to the session.
@@ -14,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorrt as trt
 from numpy.typing import NDArray
 
 from simo_runtime.backends import Joint, Pixels, cuda_device
 from simo_runtime.backends.tensorrt import Plan
+from simo_runtime.backends.tensorrt_engine import Context, Listener, load
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, listing
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
@@ -26,102 +25,6 @@ from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 Arrays = dict[str, NDArray[Any]]
 KEPT = 4  # batch sizes whose contexts and graphs are kept; the one used longest ago goes
 REPLAYS = 5  # of each way to run, to choose the fastest
-
-
-class Listener(trt.ILogger):  # type: ignore[misc]  # tensorrt ships no stubs
-    """Keeps TensorRT's errors, which the calls themselves do not tell."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: object, message: str) -> None:
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-            self.errors = [*self.errors[-9:], message]
-
-
-def tensorrt_version() -> str:
-    """Give TensorRT's version."""
-    return str(trt.__version__)
-
-
-class LoadedEngine:
-    """An engine, and the types of its inputs and outputs."""
-
-    def __init__(self, plan: Plan, name: str, logger: Listener) -> None:
-        self.plan, self.name = plan, name
-        runtime = trt.Runtime(logger)
-        runtime.engine_host_code_allowed = plan.host_code
-        engine = runtime.deserialize_cuda_engine(plan.data)
-        if engine is None:
-            raise BackendError(f"TensorRT cannot load {name}\n{listing(logger.errors)}")
-        self.inputs, self.outputs = sides(engine)
-        self._kept: tuple[Any, ...] = (engine, runtime)  # the engine needs its runtime
-
-    def context(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """Make a context whose inputs have these shapes."""
-        found = new_context(self._kept[0], {tensor: shapes[tensor] for tensor in self.inputs})
-        if found is None:
-            raise BackendError(
-                f"the memory of the GPU is full: TensorRT makes no context of {self.name}\n"
-                "Give a smaller --batch, or stop other programs."
-            )
-        return found
-
-
-def sides(engine: "trt.ICudaEngine") -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
-    """Give the inputs and the outputs of an engine, each with the type it is stored in."""
-    inputs: dict[str, np.dtype[Any]] = {}
-    outputs: dict[str, np.dtype[Any]] = {}
-    for index in range(engine.num_io_tensors):
-        tensor = engine.get_tensor_name(index)
-        is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
-        (inputs if is_input else outputs)[tensor] = stored_type(engine, tensor)
-    return inputs, outputs
-
-
-def new_context(
-    engine: "trt.ICudaEngine", shapes: Mapping[str, tuple[int, ...]]
-) -> "trt.IExecutionContext | None":
-    """Make a context; None without memory for it, BackendError for a shape it does not take."""
-    context = engine.create_execution_context()
-    if context is None:
-        return None
-    for tensor, shape in shapes.items():
-        if not context.set_input_shape(tensor, shape):
-            raise BackendError(f"the engine takes no {tensor} of the shape {shape}")
-    return context
-
-
-def shape_of(context: "trt.IExecutionContext", tensor: str) -> tuple[int, ...]:
-    """Give the shape that an output has, now that the inputs have theirs."""
-    return tuple(context.get_tensor_shape(tensor))
-
-
-def place(context: "trt.IExecutionContext", addresses: Mapping[str, int]) -> None:
-    """Tell a context where its inputs and outputs lie."""
-    for tensor, address in addresses.items():
-        if not context.set_tensor_address(tensor, address):
-            raise BackendError(f"the engine has no {tensor}")
-
-
-def enqueue(context: "trt.IExecutionContext", handle: int) -> bool:
-    """Put a context's work on a stream; false if TensorRT refuses."""
-    return bool(context.execute_async_v3(handle))
-
-
-def stored_type(engine: "trt.ICudaEngine", name: str) -> np.dtype[Any]:
-    """Give the type of an input or output; bfloat16, which only features have, as 16 bits."""
-    kind = engine.get_tensor_dtype(name)
-    if kind == trt.DataType.FLOAT:
-        return np.dtype(np.float32)
-    if kind == trt.DataType.HALF:
-        return np.dtype(np.float16)
-    if kind == trt.DataType.BF16:
-        return np.dtype(np.uint16)
-    if kind == trt.DataType.UINT8:
-        return np.dtype(np.uint8)
-    raise BackendError(f"{name}: no graph of a bundle has an input or output of this type")
 
 
 class Buffers:
@@ -148,7 +51,7 @@ class Batch:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.contexts: dict[str, Any] = {}
+        self.contexts: dict[str, Context] = {}
         self.graphs: dict[tuple[str, ...], cuda_device.Recorded] = {}
         self.ways: dict[tuple[str, ...], str] = {}
 
@@ -175,9 +78,7 @@ class TensorrtSession:
         if self._smallest > self._largest:
             raise BackendError(f"{bundle.root}: the engines have no batch size in common")
         with cuda_device.current():
-            self._engines = {
-                name: LoadedEngine(plan, name, self._logger) for name, plan in engines.items()
-            }
+            self._engines = {name: load(plan, name, self._logger) for name, plan in engines.items()}
             self._stream = cuda_device.stream()
             self._aux = {task: cuda_device.stream() for task in self._tasks}
             self._ready = cuda_device.event()
@@ -191,7 +92,7 @@ class TensorrtSession:
             engine = self._engines[name]
             context = engine.context(shapes)
             for tensor in engine.outputs:
-                shapes[tensor] = shape_of(context, tensor)
+                shapes[tensor] = context.shape(tensor)
             for tensor, kind in {**engine.inputs, **engine.outputs}.items():
                 host = tensor == IMAGE or (name != ENCODER and tensor in engine.outputs)
                 buffers.take(tensor, shapes[tensor], kind, host=host)
@@ -233,7 +134,7 @@ class TensorrtSession:
         self._batches.move_to_end(size)
         return self._batches[size]
 
-    def _context(self, batch: Batch, name: str) -> Any:
+    def _context(self, batch: Batch, name: str) -> Context:
         """Give a graph's context, its shapes and addresses set once and for all."""
         if name not in batch.contexts:
             assert self._buffers is not None  # `_part` has looked
@@ -241,7 +142,7 @@ class TensorrtSession:
             shapes = {tensor: (batch.size, *self._shapes[tensor]) for tensor in engine.inputs}
             context = engine.context(shapes)
             tensors = (*engine.inputs, *engine.outputs)
-            place(context, {tensor: self._buffers.address(tensor) for tensor in tensors})
+            context.place({tensor: self._buffers.address(tensor) for tensor in tensors})
             batch.contexts[name] = context
         return batch.contexts[name]
 
@@ -326,7 +227,7 @@ class TensorrtSession:
                 self._stream.wait_for_event(self._done[task])
 
     def _execute(self, batch: Batch, name: str, on: Any) -> None:
-        if not enqueue(self._context(batch, name), on.handle):
+        if not self._context(batch, name).enqueue(on.handle):
             raise BackendError(f"{name}: the engine does not run\n{listing(self._logger.errors)}")
 
     def close(self) -> None:
