@@ -127,8 +127,8 @@ def first(samples: Samples, recipe: Recipe) -> Samples:
 
 
 def calibration(work: Workshop) -> NDArray[np.uint8] | None:
-    """Take the images that tell int8 its ranges: of the split that heads are re-aligned on."""
-    if work.recipe.data is None or "int8" not in work.recipe.export.precisions:
+    """Take the images that tell int8 and fp8 their ranges, of the split that heads learn from."""
+    if work.recipe.data is None or not {"int8", "fp8"} & set(work.recipe.export.precisions):
         return None
     return work.samples["realign"].images[: work.recipe.export.calibration]
 

@@ -1,7 +1,7 @@
 """The last stage: fold the model, export it, hold the graphs to PyTorch, write the bundle."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,9 @@ def typed(
 ) -> tuple[Graphs, Arm]:
     """Give float32 graphs in a precision, and what of it a CPU can run for the gate.
 
-    `saved` is the float32 encoder's file, `keep` layers of it that int8 leaves in floats. Heads
-    stay in floats where the encoder is int8: theirs is a small part of the work, and they have the
-    last word on every pixel.
+    `saved` is the float32 encoder's file, `keep` layers of it that int8 and fp8 leave in floats.
+    Heads stay in floats where the encoder is int8: theirs is a small part of the work, and they
+    have the last word on every pixel. What is not fp8 beside it is fp16.
     """
     if precision == "int8":
         encoder = quantised(saved, calibration, keep=keep)
@@ -101,21 +101,33 @@ def typed(
             Graphs(encoder, graphs.heads, graphs.features),
             Arm(encoder=encoder, heads=graphs.heads, how="ONNX Runtime, CPU"),
         )
+    if precision == "fp8":
+        whole = quantised(saved, calibration, keep=keep, form="fp8")
+        rounded = _half(replace(graphs, encoder=whole), "fp16", rounded=True)
+        how = "ONNX Runtime, CPU, every number rounded to fp8 or fp16"
+        arm = Arm(encoder=rounded.encoder, heads=rounded.heads, how=how, fused=False)
+        return _half(replace(graphs, encoder=whole), "fp16"), arm
     if precision not in HALVES:
         arm = Arm(encoder=graphs.encoder, heads=graphs.heads, how="ONNX Runtime, CPU")
         return graphs, arm
 
-    def half(*, rounded: bool) -> tuple[onnx.ModelProto, dict[str, onnx.ModelProto]]:
-        encoder = to_half(graphs.encoder, precision, features=True, rounded=rounded)
-        heads = {
-            task: to_half(head, precision, features=False, rounded=rounded)
-            for task, head in graphs.heads.items()
-        }
-        return encoder, heads
-
-    encoder, heads = half(rounded=True)
+    rounded = _half(graphs, precision, rounded=True)
     how = f"ONNX Runtime, CPU, every number rounded to {precision}"
-    return Graphs(*half(rounded=False), graphs.features), Arm(encoder=encoder, heads=heads, how=how)
+    arm = Arm(encoder=rounded.encoder, heads=rounded.heads, how=how)
+    return _half(graphs, precision), arm
+
+
+def _half(graphs: Graphs, precision: str, *, rounded: bool = False) -> Graphs:
+    encoder = to_half(graphs.encoder, precision, features=True, rounded=rounded)
+    heads = {
+        task: to_half(head, precision, features=False, rounded=rounded)
+        for task, head in graphs.heads.items()
+    }
+    return Graphs(encoder, heads, graphs.features)
+
+
+# Precisions whose heads are those of another one.
+HEADS_OF = {"int8": "fp32", "fp8": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -123,22 +135,21 @@ class Writer:
     """Writes the graphs of a bundle into its folder, one precision after another."""
 
     folder: Path
-    heads: dict[str, tuple[onnx.ModelProto, str]]  # as written in float32, and their files
+    # heads as they are written, and their files, by precision
+    heads: dict[str, dict[str, tuple[onnx.ModelProto, str]]] = field(default_factory=dict)
 
     def write(self, graphs: Graphs, precision: str) -> GraphFiles:
-        """Write encoder, heads and joint graph; heads of float32 serve int8 too."""
+        """Write encoder, heads and joint graph; heads that are there already serve again."""
         name = stem(ENCODER, precision)
-        encoder, heads = save_graph(graphs.encoder, self.folder, name), self.heads
-        if precision != "int8":
-            heads = {
-                task: (
-                    save_graph(without_output(head, RAW), self.folder, stem(task, precision)),
-                    f"{stem(task, precision)}.onnx",
-                )
-                for task, head in graphs.heads.items()
-            }
-        if precision == "fp32":
-            self.heads.update(heads)
+        encoder = save_graph(graphs.encoder, self.folder, name)
+        heads = self.heads.get(HEADS_OF.get(precision, precision)) or {
+            task: (
+                save_graph(without_output(head, RAW), self.folder, stem(task, precision)),
+                f"{stem(task, precision)}.onnx",
+            )
+            for task, head in graphs.heads.items()
+        }
+        self.heads[precision] = heads
         models = {task: head for task, (head, _) in heads.items()}
         save_joint(encoder, models, self.folder, stem(JOINT, precision))
         return GraphFiles(
@@ -184,7 +195,7 @@ def export_bundle(
     images = samples.images if calibration is None else calibration
 
     def fill(folder: Path) -> None:
-        writer, every = Writer(folder, {}), []
+        writer, every = Writer(folder), []
         for precision in sorted(recipe.export.precisions, key=PRECISIONS.index):
             limits = recipe.export.limits(precision)
             made, arm, found = judged(graphs, precision, folder, images, reference, limits)
@@ -226,8 +237,8 @@ def judged(
 ) -> tuple[Graphs, Arm, Found]:
     """Bring graphs to a precision and compare them with PyTorch.
 
-    Where int8 fails, the layer to blame is left in floats and it is tried again, so often that at
-    most one layer in sixteen stays so.
+    Where int8 or fp8 fails, the layer to blame is left in floats and it is tried again, so often
+    that at most one layer in sixteen stays so.
     """
     saved, kept = folder / f"{ENCODER}.onnx", tuple[str, ...]()
     layers = sum(isinstance(layer, nn.Linear) for layer in reference.folded.modules())
@@ -235,7 +246,7 @@ def judged(
         made, arm = typed(graphs, precision, saved, images, kept)
         found = replace(judge(precision, arm, reference, limits), kept=kept)
         worst, enough = found.worst, len(kept) >= layers // 16
-        if precision != "int8" or worst is None or worst.layer in kept or enough:
+        if precision not in HEADS_OF or worst is None or worst.layer in kept or enough:
             return made, arm, found
         kept = (*kept, worst.layer)
 
@@ -243,9 +254,10 @@ def judged(
 def check_joint(folder: Path, precision: str, arm: Arm, reference: Reference) -> None:
     """Refuse a joint graph that gives other answers than the single ones.
 
-    ONNX Runtime has no bfloat16 on a CPU: of that one only the form is checked, when it is saved.
+    ONNX Runtime has neither bfloat16 nor products of fp8 on a CPU: of these only the form is
+    checked, when they are saved.
     """
-    if precision == "bf16":
+    if precision in ("bf16", "fp8"):
         return
     path = folder / f"{stem(JOINT, precision)}.onnx"
     image = reference.samples.images[:1]

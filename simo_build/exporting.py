@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from simo_build.parts import Part, Positive
 from simo_export.gate import Limits
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 # Metrics as the deployment of a fine-tuned model bears them; likeness as NVIDIA holds its ViTs to.
@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Limits] = {
         cosine=0.999, patch_cosine=0.99, frobenius=0.04, argmax=0.97, metric_change=0.005
     ),
     "int8": Limits(cosine=0.99, patch_cosine=0.95, frobenius=0.15, argmax=0.9, metric_change=0.02),
+    "fp8": Limits(cosine=0.99, patch_cosine=0.95, frobenius=0.15, argmax=0.9, metric_change=0.02),
 }
 
 
@@ -40,7 +41,7 @@ class ExportPart(Part):
 
     precisions: tuple[Precision, ...] = ("fp32",)
     images: Positive = 16  # of the select split, on which the gate compares
-    calibration: Positive = 64  # images of the realign split that tell int8 its ranges
+    calibration: Positive = 64  # images of the realign split that tell int8 and fp8 their ranges
     gate: dict[Precision, LimitsPart] = Field(default={})
 
     @field_validator("precisions")

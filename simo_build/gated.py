@@ -53,6 +53,7 @@ class Arm:
     encoder: onnx.ModelProto
     heads: Mapping[str, onnx.ModelProto]
     how: str
+    fused: bool = True  # ONNX Runtime's fusions on a CPU take fp8 for int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ def judge(precision: str, arm: Arm, reference: Reference, limits: Limits) -> Fou
     found = [fault for one in (*taps, *tasks) for fault in faults(one, limits)]
     worst = None
     if found:
-        worst = worst_layer(arm.encoder, reference.folded, reference.samples.images[:1])
+        image = reference.samples.images[:1]
+        worst = worst_layer(arm.encoder, reference.folded, image, fused=arm.fused)
         found = [str(worst), *found] if worst else found
     return Found(
         precision=precision,
@@ -89,7 +91,10 @@ def judge(precision: str, arm: Arm, reference: Reference, limits: Limits) -> Fou
 @torch.inference_mode()
 def compare(arm: Arm, reference: Reference) -> tuple[list[Agreement], list[Agreement]]:
     """Compare the heads' raw outputs, task by task, and the taps, image by image."""
-    run, runs = Graph(arm.encoder), {task: Graph(head) for task, head in arm.heads.items()}
+    run, runs = (
+        Graph(arm.encoder, fused=arm.fused),
+        {task: Graph(head) for task, head in arm.heads.items()},
+    )
     prefix, specs, samples = reference.encoder.prefix, reference.specs, reference.samples
     taps = {name: Meter(name, tokens=True, prefix=prefix) for name in run.outputs}
     tasks = {name: Meter(name, classes=_has_classes(specs[name])) for name in reference.heads}

@@ -89,7 +89,7 @@ def test_the_limits_are_strict_and_a_recipe_may_change_one() -> None:
     part = ExportPart.model_validate({"gate": {"int8": {"metric_change": 0.01}}})
     assert part.limits("int8") == replace(DEFAULTS["int8"], metric_change=0.01)
     assert part.limits("fp32") == DEFAULTS["fp32"]
-    strict = {"fp32": 0.001, "fp16": 0.005, "bf16": 0.005, "int8": 0.02}
+    strict = {"fp32": 0.001, "fp16": 0.005, "bf16": 0.005, "int8": 0.02, "fp8": 0.02}
     assert {name: one.metric_change for name, one in DEFAULTS.items()} == strict
 
 

@@ -45,6 +45,7 @@ RECIPE = Recipe.model_validate(
 ELEMENTS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 Pixels = NDArray[np.uint8]
+FP8 = TensorProto.FLOAT8E4M3FN
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,22 @@ def test_a_layer_may_stay_in_floats(graphs: Graphs, pixels: Pixels, tmp_path: Pa
     assert len(kept) == 1  # the other fc2 has a DequantizeLinear before it
 
 
+def test_fp8_is_typed_and_comes_near(graphs: Graphs, pixels: Pixels, tmp_path: Path) -> None:
+    save_graph(graphs.encoder, tmp_path, "encoder")
+    made, arm = typed(graphs, "fp8", tmp_path / "encoder.onnx", pixels)
+    onnx.checker.check_model(made.encoder, full_check=True)
+    known = types_of(made.encoder)
+    narrow = [one for one in made.encoder.graph.initializer if one.data_type == FP8 and one.dims]
+    assert len(narrow) == 2 * 4  # the weights of four layers in each of two blocks
+    for node in made.encoder.graph.node:
+        if node.op_type in ("MatMul", "Add", "Softmax"):
+            assert {known[name] for name in node.input} == {TensorProto.FLOAT16}
+    exact = Graph(graphs.encoder)({"image": pixels})
+    for tap, values in Graph(arm.encoder, fused=False)({"image": pixels}).items():
+        lengths = np.linalg.norm(values) * np.linalg.norm(exact[tap])
+        assert 0.98 < float((values * exact[tap]).sum() / lengths) < 0.99999
+
+
 def test_int8_comes_near(graphs: Graphs, int8: onnx.ModelProto, pixels: Pixels) -> None:
     exact, found = Graph(graphs.encoder)({"image": pixels}), Graph(int8)({"image": pixels})
     for tap, values in found.items():
@@ -206,11 +223,11 @@ def test_int8_comes_near(graphs: Graphs, int8: onnx.ModelProto, pixels: Pixels) 
         assert float((values * exact[tap]).sum() / lengths) > 0.99
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_a_joint_graph_costs_next_to_nothing(
     graphs: Graphs, pixels: Pixels, tmp_path: Path, precision: str
 ) -> None:
-    writer = Writer(tmp_path, {})
+    writer = Writer(tmp_path)
     files, heads = writer.write(graphs, "fp32"), set[str]()
     if precision != "fp32":
         made, _ = typed(graphs, precision, tmp_path / "encoder.onnx", pixels)

@@ -166,7 +166,7 @@ def as_optimum_does(encoder: Encoder, folder: Path) -> Path:
     try:
         from optimum.exporters.onnx import export
         from optimum.exporters.tasks import TasksManager
-        from transformers import Dinov2Config, Dinov2Model
+        from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
     except ImportError as error:
         raise BackendError(f"optimum is left out ({error}): pip install optimum-onnx") from error
     vit, patch = encoder.vit, encoder.geometry.patch[0]
@@ -180,8 +180,10 @@ def as_optimum_does(encoder: Encoder, folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = Dinov2Model(config).eval()
-    find = TasksManager.get_exporter_config_constructor
     folder.mkdir()
+    BitImageProcessor().save_pretrained(folder)  # optimum looks for one to draw its example
+    model.config._name_or_path = str(folder)
+    find = TasksManager.get_exporter_config_constructor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         described = find("onnx", model=model, task="feature-extraction")(model.config)

@@ -12,10 +12,15 @@ Array = NDArray[Any]
 
 
 class Graph:
-    """A graph loaded in ONNX Runtime on the CPU: arrays in by name, every output out by name."""
+    """A graph loaded in ONNX Runtime on the CPU: arrays in by name, every output out by name.
 
-    def __init__(self, model: onnx.ModelProto | Path) -> None:
+    Unless it is `fused` it runs node by node, as it stands.
+    """
+
+    def __init__(self, model: onnx.ModelProto | Path, *, fused: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        if not fused:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model.SerializeToString(),

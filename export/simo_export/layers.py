@@ -30,7 +30,11 @@ class Rise:
 
 @torch.inference_mode()
 def worst_layer(
-    model: onnx.ModelProto, encoder: nn.Module, pixels_BHW3: NDArray[np.uint8]
+    model: onnx.ModelProto,
+    encoder: nn.Module,
+    pixels_BHW3: NDArray[np.uint8],
+    *,
+    fused: bool = True,
 ) -> Rise | None:
     """Compare layer by layer; None if no layer of the graph can be told by its weights' names."""
     expected: dict[str, Tensor] = {}
@@ -49,7 +53,7 @@ def worst_layer(
         for hook in hooks:
             hook.remove()
     places = dict(_places(model.graph, set(expected)))
-    found = Graph(_showing(model, list(places.values())))({"image": pixels_BHW3})
+    found = Graph(_showing(model, list(places.values())), fused=fused)({"image": pixels_BHW3})
     worst, highest = None, 0.0
     for layer, value in places.items():
         apart = _difference(found[value], expected[layer].numpy())

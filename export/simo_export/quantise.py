@@ -14,8 +14,10 @@ ONNX Runtime's quantisation does the work, in QDQ form. What is quantised was ch
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -53,11 +55,16 @@ def _products_of(graph: onnx.GraphProto, layers: tuple[str, ...]) -> Iterator[st
 
 
 def quantised(
-    saved: Path, images_nHW3: NDArray[np.uint8], *, keep: tuple[str, ...] = ()
+    saved: Path,
+    images_nHW3: NDArray[np.uint8],
+    *,
+    keep: tuple[str, ...] = (),
+    form: Literal["int8", "fp8"] = "int8",
 ) -> onnx.ModelProto:
     """Quantise a saved float32 graph of one image input, whose ranges the images tell.
 
-    `keep` are layers whose products stay in floats. Gives the graph with its weights in it.
+    `keep` are layers whose products stay in floats. fp8 is E4M3, weights as a whole. Gives the
+    graph with its weights in it.
     """
     # Imported here: it takes a second, and most builds do not quantise.
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -71,7 +78,10 @@ def quantised(
     ]
     # it advises, by the root logger, to fuse first: operators that are not of the standard
     logging.getLogger().addFilter(_no_advice)
-    with tempfile.TemporaryDirectory() as folder:
+    number = QuantType.QInt8 if form == "int8" else QuantType.QFLOAT8E4M3FN
+    whole = form == "int8"
+    # it prints the number of bins of its histograms
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         path = Path(folder) / "quantised.onnx"
         quantize_static(
             str(saved),
@@ -80,12 +90,12 @@ def quantised(
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(PRODUCTS),
             nodes_to_exclude=[*floats, *_products_of(graph, keep)],
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=CalibrationMethod.MinMax,
+            activation_type=number,
+            weight_type=number,
+            per_channel=whole,
+            calibrate_method=CalibrationMethod.MinMax if whole else CalibrationMethod.Distribution,
             extra_options={
-                "ActivationSymmetric": True,
+                "ActivationSymmetric": whole,
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             },
         )
