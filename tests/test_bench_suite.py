@@ -67,6 +67,9 @@ def test_ratios_told_as_spreads_are_found_by_their_place() -> None:
     found = measured({"schema": "simo.exports/1", "slower_than_ours": {"torch": spread},
                       "milliseconds": {"ours": spread}})  # fmt: skip
     assert [(one.name, one.value) for one in found] == [("slower than ours torch", 1.5)]
+    bars = {"memory": {"small": {"joint": {"ratio": spread}}}, "pass": {"small": {"ratio": spread}}}
+    found = measured({"schema": "simo.bench.runtime/1", "bars": bars})
+    assert [one.higher_is_better for one in found] == [False, True]
 
 
 def test_a_study_of_accuracy_has_no_ratios_of_time() -> None:

@@ -227,6 +227,7 @@ def main(
         seconds=0.0,
         warm_up=2,
         batches=(),
+        extras=False,
         memory=False,
     )
     found = study(shapes.split(","), heads.split(","), most, options, work)

@@ -203,11 +203,12 @@ def _throughput(processes: list[Any], times: Mapping[str, Groups]) -> Found:
 
 def _whole(processes: list[Any]) -> Found:
     """Summarise the way from the file to the photo's size; the ratio is paired like the others."""
-    names = [n for n in ("joint", "sequential") if all(n in one["whole_ms"] for one in processes)]
+    both = ("joint", "sequential")
+    names = [name for name in both if all(one["whole_ms"].get(name) for one in processes)]
     found: Found = {name: asdict(summary(samples(processes, name, "whole_ms"))) for name in names}
     if len(names) == 2:
-        both = (samples(processes, name, "whole_ms") for name in ("sequential", "joint"))
-        found["ratio"] = asdict(ratio_of(*both))
+        above, below = (samples(processes, name, "whole_ms") for name in ("sequential", "joint"))
+        found["ratio"] = asdict(ratio_of(above, below))
     return found
 
 

@@ -48,6 +48,7 @@ class Options:
     longest: float = 120.0
     warm_up: int = 10
     batches: tuple[int, ...] = (1, 2, 4)
+    extras: bool = True  # stages, the whole way from a file, and every number of tasks
     memory: bool = True
     photo: Path | None = None
     recipe: dict[str, str | None] = field(default_factory=dict)
@@ -96,6 +97,7 @@ def setup_of(
         seed=options.seed,
         photo=str(options.photo.resolve() if options.photo else drawn_photo(folder)),
         batches=options.batches,
+        extras=options.extras,
         recipe=options.recipe,
     )
 

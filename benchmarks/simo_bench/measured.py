@@ -101,7 +101,7 @@ def _spreads(document: Document) -> Iterator[Measured]:
                 value=one["median"],
                 low=one["p05"],
                 high=one["p95"],
-                higher_is_better=True,
+                higher_is_better="memory" not in path,  # there it is ours over theirs
             )
 
 

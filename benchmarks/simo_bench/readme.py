@@ -127,7 +127,7 @@ def section(name: str, found: Document) -> str:
         "| --- | --- |",
         f"| hardware | {hardware(found)} |",
         f"| versions | {versions(found)} |",
-        f"| commit | {found.get('commit') or 'not told'} |",
+        f"| commit | {commit(found)} |",
         f"| command | `{command(found)}` |",
     ]
     return "\n".join([f"### [{name}](results/{name})", "", *lines, "", *about])
@@ -152,6 +152,13 @@ def versions(found: Document) -> str:
     if not told and isinstance(machine, Mapping):
         told = machine.get("versions") or machine
     return ", ".join(f"{name} {told[name]}" for name in MAIN if told.get(name)) or "not told"
+
+
+def commit(found: Document) -> str:
+    """Give the commit of the code, which some results tell with the machine."""
+    machine = found.get("machine")
+    told = machine.get("commit") if isinstance(machine, Mapping) else None
+    return str(found.get("commit") or told or "not told")
 
 
 def command(found: Document) -> str:

@@ -37,6 +37,7 @@ class Setup:
     seed: int
     photo: str
     batches: tuple[int, ...]
+    extras: bool = True  # stages, the whole way from a file, and every number of tasks
     memory: bool = False  # open the arms and run them a few times, and say what memory that took
     recipe: Mapping[str, str | None] = field(default_factory=dict)  # of the PyTorch arms
 

@@ -179,7 +179,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     process.open()
     process.warm_up()
     found = process.rounds()
-    count = max((len(one) for one in found["ms"].values()), default=0)
+    count = max((len(one) for one in found["ms"].values()), default=0) if setup.extras else 0
     found |= {
         "arms": process.told,
         "whole_ms": process.whole(count),
@@ -189,7 +189,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     }
     for arm in process.arms.values():
         arm.close()
-    times = time_stages(setup, count) if process.arms else {}
+    times = time_stages(setup, count) if process.arms and count else {}
     found["stages_ms"] = {name: [round(one, 4) for one in values] for name, values in times.items()}
     return found
 
