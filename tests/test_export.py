@@ -20,6 +20,7 @@ from simo_build.gated import RAW
 from simo_build.heads import make_head
 from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
+from simo_export import graph
 from simo_export.bundle import _swap, sweep, write_bundle
 from simo_export.check import Graph
 from simo_export.graph import export_graph, save_graph, without_output
@@ -139,6 +140,12 @@ def test_an_output_can_be_left_out() -> None:
     model = export_graph(Twice(), [torch.ones(2, 3)], inputs=["x"], outputs=["raw", "done"])
     assert Graph(without_output(model, "raw")).outputs == ["done"]
     assert Graph(model).outputs == ["raw", "done"]
+
+
+def test_a_graph_that_onnx_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "LARGEST", 100)
+    with pytest.raises(ExportError, match=r"Twice: \d+ bytes with its weights"):
+        export_graph(Twice(), [torch.ones(2, 3)], inputs=["x"], outputs=["raw", "done"])
 
 
 def test_weights_lie_beside_the_graph_and_are_readable(tmp_path: Path) -> None:

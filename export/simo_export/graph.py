@@ -22,6 +22,7 @@ OPSET = 20  # the first with Gelu as one operator; TensorRT 10 and ONNX Runtime 
 EXPORTER = f"torch.onnx dynamo, opset {OPSET}"
 EXTERNAL_FROM = 256  # bytes; smaller constants stay in the graph
 DOMAINS = {"", "ai.onnx"}
+LARGEST = 2**31 - 1  # bytes of a protobuf message, while its weights are still in it
 
 
 def export_graph(
@@ -53,6 +54,11 @@ def export_graph(
     if program is None:
         raise ExportError(f"{type(module).__name__}: the exporter gave nothing")
     model = program.model_proto
+    if (size := model.ByteSize()) > LARGEST:
+        raise ExportError(
+            f"{type(module).__name__}: {size} bytes with its weights; ONNX holds at most "
+            f"{LARGEST}, which is 530 million weights in float32"
+        )
     strip(model)
     check_domains(model)
     onnx.checker.check_model(model)
