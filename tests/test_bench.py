@@ -20,7 +20,7 @@ from simo_bench.document import KEYS, SCHEMA, check
 from simo_bench.latency import Options, ask, setup_of
 from simo_bench.setup import Setup
 from simo_bench.singles import COPIES, copies_of, experts_of, part_of
-from simo_bench.worker import measure
+from simo_bench.worker import measure, reason
 from simo_runtime.backends import load_backend
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, BundleError, UnknownNameError
@@ -247,6 +247,17 @@ def test_memory_is_measured_in_a_process_of_its_own(rooms_bundle: Path, tmp_path
     assert found["resident"] > weights / 2
     assert found["peak"] >= found["resident"]
     assert found["empty"] > 0
+
+
+def test_an_arm_that_cannot_be_opened_is_told_without_paths(
+    rooms_bundle: Path, tmp_path: Path
+) -> None:
+    one = replace(setup(Bundle.open(rooms_bundle), tmp_path), arms=("split", "torch_eager"))
+    found = measure(replace(one, precision="fp32", extras=False))
+    assert found["arms"]["split"]["reason"] is None
+    assert "give --recipe" in found["arms"]["torch_eager"]["reason"]
+    error = BackendError(f"{one.bundle}/joint.onnx: cannot be loaded")
+    assert reason(error, one) == f"{rooms_bundle.name}/joint.onnx: cannot be loaded"
 
 
 def test_a_measuring_process_that_fails_says_why(rooms_bundle: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Process:
             try:
                 arm = open_arm(name, self.setup, self.pixels)
             except (BackendError, BundleError) as error:
-                self.told[name] = {"reason": str(error), "equality": []}
+                self.told[name] = {"reason": reason(error, self.setup), "equality": [], "about": {}}
                 continue
             rows = compare(
                 arm.run(self.pixels),
@@ -160,6 +160,14 @@ class Process:
         return found
 
 
+def reason(error: Exception, setup: Setup) -> str:
+    """Say why an arm could not be opened, without the folders of this machine."""
+    text = str(error)
+    for path in (setup.bundle, *setup.singles.values()):
+        text = text.replace(path, Path(path).name)
+    return text
+
+
 def noise(setup: Setup, batch: int) -> Pixels:
     """Give pixels that are the same every time; how fast a model is does not depend on them."""
     shape = (batch, *Bundle.open(setup.bundle).manifest.image_size, 3)
@@ -203,7 +211,7 @@ def memory(setup: Setup) -> dict[str, Any]:
     try:
         arm = open_arm(name, setup, pixels)
     except (BackendError, BundleError) as error:
-        return {"reason": str(error)}
+        return {"reason": reason(error, setup)}
     for _ in range(max(2, setup.warm_up)):
         arm.run(pixels)
     after = resident()
