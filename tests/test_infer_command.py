@@ -228,15 +228,19 @@ def test_ctrl_c_keeps_what_is_done(workplace: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         os.close(read)
         assert process.stdout is not None
-        os.write(write, bytes(range(192)) * 3 * 2)
-        lines = [process.stdout.readline() for _ in range(2)]  # two are written; it waits for more
-        assert "stdin.000001" in lines[1]
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-        os.close(write)
+        try:
+            os.write(write, bytes(range(192)) * 3 * 2)
+            lines = [process.stdout.readline() for _ in range(2)]  # it waits for a third
+            assert "stdin.000001" in lines[1]
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            os.close(write)  # ends the command, whatever has become of it
     assert process.returncode == 130
     assert "Stopped; what was written is whole: 2 pictures" in told
     assert "Traceback" not in told
