@@ -235,6 +235,32 @@ def test_a_build_that_is_killed_leaves_no_bundle_and_the_next_one_cleans_up(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_two_builds_of_one_bundle_at_once_leave_one_whole_bundle(tmp_path: Path) -> None:
+    code = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from simo_export.bundle import _swap\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "(here / f'ready.{os.getpid()}').touch()\n"
+        "while len(list(here.glob('ready.*'))) < 2:\n"
+        "    time.sleep(0.001)\n"
+        "for number in range(100):\n"
+        "    new = here / f'{os.getpid()}.{number}'\n"
+        "    new.mkdir()\n"
+        "    for name in 'abc':\n"
+        "        (new / name).write_text(new.name)\n"
+        "    _swap(new, here / 'b')\n"
+    )
+    paths = [ROOT, ROOT / "export", ROOT / "build_engines", ROOT / "benchmarks"]
+    seen = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-c", code]
+    builds = [subprocess.Popen(command, env=seen, cwd=ROOT) for _ in range(2)]
+    assert [build.wait() for build in builds] == [0, 0]
+    assert len({path.read_text() for path in (tmp_path / "b").iterdir()}) == 1
+    ready = {path.name for path in tmp_path.glob("ready.*")}
+    assert {path.name for path in tmp_path.iterdir()} == {"b", *ready}
+
+
 def test_a_swap_that_fails_puts_the_old_bundle_back(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", manifest(), fill)
     with pytest.raises(FileNotFoundError):

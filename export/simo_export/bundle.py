@@ -1,5 +1,6 @@
 """Write a bundle: graphs, weights and the manifest, whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from simo_runtime.backends import load_backend
 from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, sha256_of
 from simo_runtime.errors import ExportError
 from simo_runtime.golden import write_golden
+
+TRIES = 20
+RACED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)  # another build has moved the folder
 
 
 def check_folder(out: Path) -> None:
@@ -34,7 +38,7 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
         keep_golden(Bundle(partial, replace(manifest, files=_entries(partial))))
         text = replace(manifest, files=_entries(partial)).to_json()
         (partial / MANIFEST).write_text(text, encoding="utf-8")
-        Bundle.open(partial)
+        written = Bundle.open(partial).manifest
         _swap(partial, out)
     except OSError as error:
         raise ExportError(
@@ -43,7 +47,7 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Bundle.open(out)
+    return Bundle(out, written)
 
 
 def keep_golden(bundle: Bundle) -> None:
@@ -64,10 +68,22 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _swap(new: Path, out: Path) -> None:
+    """Put a bundle in its place; of two builds that end at once, the later one stays."""
+    for left in reversed(range(TRIES)):
+        try:
+            _swap_once(new, out)
+        except OSError as error:
+            if not left or error.errno not in RACED or not new.exists():
+                raise
+        else:
+            return
+
+
+def _swap_once(new: Path, out: Path) -> None:
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        out.rename(old)
     try:
+        if out.exists():
+            out.rename(old)
         new.rename(out)
     except OSError:  # another build may have been quicker; else the old one goes back
         if old.exists() and not out.exists():
