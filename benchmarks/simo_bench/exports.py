@@ -15,6 +15,8 @@ Runtime, in one process, in random order within every round, with the same threa
 
 import os
 import random
+import shlex
+import sys
 import tempfile
 import time
 import warnings
@@ -37,8 +39,8 @@ from simo_bench.machine import len_cpus, machine
 from simo_bench.samples import spread
 from simo_build.cli import polite
 from simo_build.encoder import Encoder, randomise
+from simo_build.origin import commit, cpu_name, without_paths, write_json
 from simo_build.recipe import EncoderPart, ImagePart
-from simo_build.report import write_json
 from simo_export.fold import PlainEncoder
 from simo_export.graph import OPSET, export_graph, save_graph
 from simo_export.quantise import quantised
@@ -263,6 +265,8 @@ def measured(
 
     return {
         "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "simo_bench.exports", *without_paths(sys.argv[1:])]),
+        "commit": commit(),
         "model": encoder.part.model,
         "blocks": len(encoder.vit.blocks),
         "image_size": list(encoder.image.size),
@@ -277,7 +281,7 @@ def measured(
         "faster_in_int8": ratio("ours", "int8"),
         "cosine_int8": cosine(exact, whole),
         "cosine_torch": cosine(exact, same),
-        "machine": {**machine(), **versions(), "flags": flags()},
+        "machine": {**machine(), **versions(), "cpu": cpu_name(), "flags": flags()},
     }
 
 

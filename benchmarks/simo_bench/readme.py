@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from simo_bench import curve
+from simo_bench import curve, heads
 from simo_bench.check import COMMITTED, read
 from simo_bench.measured import measured
 from simo_build.cli import polite
@@ -98,6 +98,20 @@ def curve_lines(found: Document) -> list[str]:
     return ["", *curve.table(found).split("\n")]
 
 
+def gate_lines(found: Document) -> list[str]:
+    """How near every precision's graphs came to PyTorch, task by task."""
+    gate = found["gate"]
+    lines = ["", "| precision | task | cosine | relative difference | same classes | metric |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | --- |")
+    for one in gate["found"]:
+        classes = "" if one["argmax"] is None else f"{one['argmax']:.2%}"
+        torch, onnx = one["metric_torch"], one["metric_onnx"]
+        metric = f"{torch:.5g} to {onnx:.5g} ({abs(onnx / torch - 1):.3%})"
+        cells = [one["precision"], one["task"], f"{one['cosine']:.6f}", f"{one['frobenius']:.1e}"]
+        lines.append(f"| {' | '.join([*cells, classes, metric])} |")
+    return lines
+
+
 HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.ablation/1": ablation_lines,
     "simo.bench.runtime/1": ratio_lines,
@@ -106,7 +120,9 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.eval/1": eval_lines,
     "simo.eval/2": eval_lines,
     "simo.exports/1": ratio_lines,
+    "simo.gate/1": gate_lines,
     "simo.gpu/1": lambda found: [f"{len(found['steps'])} steps"],
+    "simo.heads/1": lambda found: [heads.told(found)],
     "simo.merging/1": merging_lines,
     "simo.ranking/1": ranking_lines,
     "simo.realignments/1": eval_lines,
