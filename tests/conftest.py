@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def rooms_copy(rooms_bundle: Path, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(rooms_bundle, tmp_path / "rooms"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[bytes], Path]:
+    """Write bytes to a file whose suffix says nothing true."""
+
+    def write(data: bytes) -> Path:
+        path = tmp_path / "photo.jpg"
+        path.write_bytes(data)
+        return path
+
+    return write
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from simo_build.progress import Silent
 from simo_runtime import Predictor
 from simo_runtime.image import Decoded, read_image, read_reduced
 from simo_runtime.metrics import metric_named
+from tests.photos import jpeg_with_exif, png_with_exif, tiff
 from tests.scenes import Plain, plain
 from tests.test_data import loaded
-from tests.test_image import jpeg_with_exif, png_with_exif, tiff
 
 MEAN = (0.2, 0.4, 0.6)  # of `loaded`
 DRAW = np.random.default_rng(3)
