@@ -7,6 +7,7 @@ engines run the graph in ONNX Runtime. The driver's memory is this process's.
 import ctypes
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -147,22 +148,30 @@ def answers() -> Answers:
     return sys.modules["tensorrt"].answers  # type: ignore[no-any-return]
 
 
-class ILogger:
+class ILogger(ABC):
+    """What TensorRT calls of ours, as its own interface: it has no answers of its own."""
+
     INTERNAL_ERROR, ERROR = 0, 1
 
+    @abstractmethod
     def log(self, severity: int, msg: str) -> None:
-        raise NotImplementedError
+        """Take a message."""
 
 
-class IProgressMonitor:
+class IProgressMonitor(ABC):
+    """What TensorRT calls of ours while it builds."""
+
+    @abstractmethod
     def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
-        raise NotImplementedError
+        """Learn that a phase starts."""
 
+    @abstractmethod
     def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
+        """Learn that a step is done; False ends the build."""
 
+    @abstractmethod
     def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
+        """Learn that a phase is done."""
 
 
 class ParserError:
