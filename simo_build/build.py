@@ -4,9 +4,7 @@ Stages are kept under `<folder of the bundle>/.stages` by the hash of what went 
 skipped the next time.
 """
 
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from simo_build.hashing import code_hash, digest
 from simo_build.ledger import write_report
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
+from simo_build.origin import versions as versions_of
 from simo_build.progress import Progress
 from simo_build.realign import check_steps, run_steps, shared_encoder
 from simo_build.recipe import Recipe
@@ -141,7 +140,7 @@ def plain_metric(name: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Give the versions of what shapes a bundle."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return versions_of(PACKAGES)
 
 
 def opened(out: Path) -> Bundle | None:

@@ -1,4 +1,4 @@
-"""Where a measured number comes from: commit, machine, command; and how it is written down.
+"""Where a measured number comes from: command, commit, versions, machine; how it is written down.
 
 Nothing here needs torch.
 """
@@ -6,10 +6,63 @@ Nothing here needs torch.
 import json
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+# What a result tells of what is installed.
+PACKAGES = (
+    "simo-runtime",
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+    "timm",
+    "safetensors",
+    "pydantic",
+    "peft",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "transformers",
+    "optimum-onnx",
+)
+
+
+def origin(command: str) -> dict[str, Any]:
+    """Say where a result comes from; no name and no folder of the machine is told."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def command_of(program: str) -> str:
+    """Give a program with the arguments of this process, as another machine could run it."""
+    return shlex.join([*shlex.split(program), *without_paths(sys.argv[1:])])
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Give the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Say what something is measured on."""
+    return {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()}
 
 
 def write_json(found: Mapping[str, Any], path: Path) -> None:

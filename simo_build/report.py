@@ -1,24 +1,19 @@
 """simo-eval: the metrics after every stage of a recipe, on one split, with where they come from."""
 
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simo_build.build import build, realign, versions
+from simo_build.build import build, realign
 from simo_build.costs import Cost, counted, of_expert, of_merge, of_realign, together
 from simo_build.evaluate import percent, shown, titled
 from simo_build.gauge import Gauge, Model, graph_weights, weights_in, weights_of
 from simo_build.intervals import Bootstrap, Measured, against, difference
 from simo_build.loading import LoadedRecipe
 from simo_build.merging import check_recipe, merge
-from simo_build.origin import commit as commit
-from simo_build.origin import cpu_name as cpu_name
-from simo_build.origin import without_paths as without_paths
+from simo_build.origin import command_of, origin
 from simo_build.origin import write_json as write_json
 from simo_build.progress import Progress
 from simo_build.rows import controls, stage_rows
@@ -64,15 +59,12 @@ def study(
     }
 
 
-def described(work: Workshop, schema: str, command: str) -> dict[str, Any]:
+def described(work: Workshop, schema: str, program: str) -> dict[str, Any]:
     """Say what a report is and where it comes from: command, commit, versions, machine, hashes."""
     return {
         "schema": schema,
         "recipe": work.recipe.name,
-        "command": shlex.join([*shlex.split(command), *without_paths(sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.system()},
+        **origin(command_of(program)),
         "inputs": work.inputs(),
         "metrics": {task: spec.metric for task, spec in work.recipe.specs().items()},
     }

@@ -85,8 +85,13 @@ def test_the_command_writes_json(rooms_bundle: Path, tmp_path: Path) -> None:
         [*command, *options], capture_output=True, text=True, check=False, env=_environment()
     )
     assert told.returncode in (0, 1), told.stderr  # a bar may be missed on a busy machine
-    report = json.loads((tmp_path / "r.json").read_text())
+    written = (tmp_path / "r.json").read_text()
+    assert str(tmp_path) not in written  # nor where the bundle lies
+    assert str(rooms_bundle.parent) not in written
+    report = json.loads(written)
     assert report["schema"] == "simo.bench.runtime/1"
+    assert report["command"].startswith("python -m simo_bench.runtime --small ")
+    assert {"commit", "versions", "machine"} <= set(report)
     for way in ("split", "joint"):
         found = report["bars"]["overhead"]["small"][way]
         assert found["ms"]["bare"]["count"] == 3

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from simo_bench import check, readme, suite
+from simo_bench.devices import device_named
+from simo_bench.latency import Options
 from simo_bench.measured import Measured, changes, measured
 from simo_runtime.errors import DataError, UnknownNameError
 
@@ -168,3 +170,9 @@ def test_the_study_over_tasks_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(measured(found)) == 4
     assert (tmp_path / "r.png").stat().st_size > 10_000
     assert "tasks" not in CliRunner().invoke(curve.main, arguments).stderr
+    kept = tmp_path / "work" / "toy-linear-2-of-1.json"
+    same = {"rounds": 2, "processes": 1, "threads": 1, "arms": curve.ARMS}
+    assert curve._kept(kept, Options(**same)) is not None
+    assert curve._kept(kept, Options(**{**same, "threads": 2})) is None
+    other = device_named("a100", threads=1)
+    assert curve._kept(kept, Options(**same, device=other)) is None

@@ -37,8 +37,11 @@ def test_the_script_measures_writes_and_goes_on(tmp_path: Path) -> None:
     told = script("--out", out, "--only", "roofline,gates")
     assert told.returncode == 0, told.stderr
     assert "gates" in told.stdout
-    state = json.loads((out / "steps.json").read_text())
+    written = (out / "steps.json").read_text()
+    assert str(tmp_path) not in written
+    state = json.loads(written)
     assert state["schema"] in HEADLINES
+    assert {"command", "commit", "versions", "machine"} <= set(state)
     assert {name: one["state"] for name, one in state["steps"].items()} == {
         "roofline": DONE,
         "gates": DONE,

@@ -96,6 +96,7 @@ def study() -> dict[str, Any]:
         "schema": "simo.study/1",
         "recipe": "tiny",
         "commit": "abc",
+        "versions": {"torch": "2.14.1"},
         "inputs": {},
         "machine": "a machine",
         "unlabelled": 4,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from simo_build.report import shown, without_paths
+from simo_build.origin import without_paths
+from simo_build.report import shown
 
 
 @pytest.mark.parametrize(

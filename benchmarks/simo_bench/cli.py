@@ -1,6 +1,5 @@
 """simo-bench: what does one pass gain, on this machine?  Heavy imports wait until it runs."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,14 +123,13 @@ def main(
         return
     from simo_bench.latency import bench
     from simo_bench.tables import table
-    from simo_build.origin import without_paths, write_json
+    from simo_build.origin import command_of, write_json
 
     named = device_for(device, chosen["backend"], threads=threads) if device else None
     options = _options(chosen, named)
     if html_file is not None:
         from simo_bench.webpage import write_page  # a missing matplotlib is told before the work
-    command = shlex.join(["simo-bench", *without_paths(sys.argv[1:])])
-    document = bench(bundle, options, command=command, tell=_progress)
+    document = bench(bundle, options, command=command_of("simo-bench"), tell=_progress)
     _progress("")
     click.echo(table(document))
     if json_file is not None:

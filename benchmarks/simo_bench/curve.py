@@ -8,8 +8,6 @@ work folder, so that a run that was stopped goes on where it was.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +18,18 @@ import yaml
 
 from simo_bench import document as documents
 from simo_bench.devices import device_for
-from simo_bench.latency import Options, bench
-from simo_bench.machine import origin
+from simo_bench.latency import Options, bench, signed
 from simo_build.build import build
 from simo_build.cli import polite
 from simo_build.loading import load_recipe
-from simo_build.origin import commit, without_paths, write_json
+from simo_build.origin import command_of, commit, write_json
 from simo_build.progress import Silent
+from simo_runtime import backends
 from simo_runtime.cpus import available_cpus
 from simo_runtime.errors import BackendError, unknown
 
 SCHEMA = "simo.curve/1"
+PROGRAM = "python -m simo_bench.curve"
 KINDS: dict[str, dict[str, Any]] = {
     "seg": {"kind": "segmentation", "labels": [f"class {number}" for number in range(13)]},
     "depth": {"kind": "depth"},
@@ -109,7 +108,7 @@ def measure(
         if found is None:
             tell(f"{root.name}: {count} of {most} tasks")
             one = Options(**{**vars(options), "tasks": tasks})
-            found = bench(root, one, command=_command(), tell=lambda line: None)
+            found = bench(root, one, command=command_of(PROGRAM), tell=lambda line: None)
             write_json(found, kept)
         rows.append(found)
     return {"shape": shape, "title": SHAPES[shape].title, "heads": heads, "documents": rows}
@@ -122,9 +121,12 @@ def _kept(path: Path, options: Options) -> dict[str, Any] | None:
         documents.check(found)
     except (OSError, ValueError, KeyError, BackendError):
         return None
-    settings = found["settings"]
     wanted = {key: getattr(options, key) for key in ("rounds", "processes", "longest", "precision")}
-    same = all(settings[key] == value for key, value in wanted.items())
+    wanted["backend"] = backends.choose(options.backend).name
+    wanted["threads"] = options.threads or available_cpus()
+    same = all(found["settings"][key] == value for key, value in wanted.items())
+    if options.device is not None:
+        same = same and found["limits"]["device"]["name"] == options.device.name
     return found if same and found["commit"] == commit() else None
 
 
@@ -171,10 +173,6 @@ def _cells(row: Document) -> str:
     return " | ".join(cells)
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "simo_bench.curve", *without_paths(sys.argv[1:])])
-
-
 def study(
     shapes: Sequence[str], heads: Sequence[str], most: int, options: Options, work: Path
 ) -> dict[str, Any]:
@@ -190,7 +188,7 @@ def study(
     first = curves[0]["documents"][0]
     return {
         "schema": SCHEMA,
-        **origin(_command(), options.who),
+        **signed(command_of(PROGRAM), options.who),
         "machine": first["machine"],
         "curves": curves,
     }

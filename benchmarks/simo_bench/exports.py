@@ -15,14 +15,11 @@ Runtime, in one process, in random order within every round, with the same threa
 
 import os
 import random
-import shlex
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +32,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simo_bench.machine import len_cpus, machine
 from simo_bench.samples import spread
 from simo_build.cli import polite
 from simo_build.encoder import Encoder, randomise
-from simo_build.origin import commit, cpu_name, without_paths, write_json
+from simo_build.origin import command_of, origin, write_json
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_export.fold import PlainEncoder
 from simo_export.graph import OPSET, export_graph, save_graph
 from simo_export.quantise import quantised
+from simo_runtime.cpus import available_cpus
 from simo_runtime.errors import BackendError
 
 SCHEMA = "simo.exports/1"
 RANK = 16
 CALIBRATION = 8
-PACKAGES = (
-    "onnx",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "torch",
-    "timm",
-    "transformers",
-    "optimum-onnx",
-)
 WANTED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")  # of the processor
 FASTER_INT8 = 1.8
 COSINE = 0.99
@@ -263,10 +251,11 @@ def measured(
         pairs = zip(samples[one], samples[other], strict=True)
         return vars(spread([a / b for a, b in pairs]))
 
+    about = origin(command_of("python -m simo_bench.exports"))
+    about["machine"]["flags"] = flags()
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "simo_bench.exports", *without_paths(sys.argv[1:])]),
-        "commit": commit(),
+        **about,
         "model": encoder.part.model,
         "blocks": len(encoder.vit.blocks),
         "image_size": list(encoder.image.size),
@@ -281,7 +270,6 @@ def measured(
         "faster_in_int8": ratio("ours", "int8"),
         "cosine_int8": cosine(exact, whole),
         "cosine_torch": cosine(exact, same),
-        "machine": {**machine(), **versions(), "cpu": cpu_name(), "flags": flags()},
     }
 
 
@@ -289,17 +277,6 @@ def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
     """Give the cosine of two arrays, laid out as vectors."""
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of the packages that are there."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def flags() -> list[str]:
@@ -373,7 +350,7 @@ def main(
     found = measured(
         encoder,
         rounds=rounds,
-        threads=threads or len_cpus(),
+        threads=threads or available_cpus(),
         say=lambda line: click.echo(line, err=True),
     )
     click.echo(table_of(found))

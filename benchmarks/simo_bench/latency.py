@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from simo_bench import nvml
 from simo_bench.devices import Device, device_for
 from simo_bench.document import SCHEMA, derive
 from simo_bench.limits import counted, limits
-from simo_bench.machine import about, origin, steadier
+from simo_bench.machine import about, steadier
 from simo_bench.setup import ARMS, USUAL, Setup
 from simo_bench.singles import Singles, copies_of, disk_bytes, experts_of, part_of, provenance_gate
+from simo_build.origin import origin
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import available_cpus
@@ -123,7 +125,7 @@ def _document(
         device = device_for(None, setup.backend, threads=setup.threads)
     found: dict[str, Any] = {
         "schema": SCHEMA,
-        **origin(command, options.who),
+        **signed(command, options.who),
         "machine": about(setup.threads, nvml.find()),
         "bundle": {
             "name": manifest.name,
@@ -154,6 +156,11 @@ def _document(
     found = json.loads(json.dumps(found))  # as it will be read again
     found["found"] = json.loads(json.dumps(derive(found)))
     return found
+
+
+def signed(command: str, who: str) -> dict[str, Any]:
+    """Say who measured when, and where it comes from."""
+    return {"who": who, "when": time.strftime("%Y-%m-%d", time.gmtime()), **origin(command)}
 
 
 def _settings(setup: Setup, options: Options, singles: Singles) -> dict[str, Any]:

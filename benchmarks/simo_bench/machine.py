@@ -3,15 +3,13 @@
 import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from simo_bench import nvml
-from simo_build.origin import commit, cpu_name
+from simo_build.origin import machine
 from simo_runtime.cpus import available_cpus
 
-PACKAGES = ("simo-runtime", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "tensorrt")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 BUSY = (0, 1, 2, 5, 6, 7)  # of a line of /proc/stat: user, nice, system, irq, softirq, steal
 
@@ -44,51 +42,12 @@ class Watch:
 def about(threads: int, gpu: nvml.Nvml | None) -> dict[str, Any]:
     """Say what this is measured on; no name of the machine is told."""
     return {
-        "cpu": cpu_name(),
-        "cpus": os.cpu_count(),
+        **machine(),
         "cpus_allowed": available_cpus(),
         "threads": threads,
         "governor": governor(),
-        "system": platform.system(),
         "kernel": platform.release(),
         "gpu": gpu and {**gpu.about(), **gpu.state().plain()},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of what is installed of that which matters."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Say in short what something was measured on."""
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        **versions(),
-    }
-
-
-def len_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return available_cpus()
-
-
-def origin(command: str, who: str) -> dict[str, Any]:
-    """Say where a document comes from."""
-    return {
-        "who": who,
-        "when": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": command,
-        "commit": commit(),
-        "versions": versions(),
     }
 
 

@@ -29,15 +29,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from simo_build.build import versions
 from simo_build.checkpoints import description, write_expert, write_tensors
 from simo_build.cli import polite
 from simo_build.encoder import Encoder, randomise
 from simo_build.loading import load_recipe
 from simo_build.merge import METHODS
 from simo_build.merge.ranked import whole_vector_bounds
+from simo_build.origin import command_of, origin, write_json
 from simo_build.progress import Bars
-from simo_build.report import commit, cpu_name, without_paths, write_json
 from simo_build.statedict import state_hash
 
 SCHEMA = "simo.merging/1"
@@ -290,18 +289,15 @@ def main(mergekit: str | None, rounds: int, methods: bool, json_file: Path | Non
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = make_inputs(folder)
+        about = origin(command_of("python -m simo_bench.merging"))
+        about["versions"]["mergekit"] = mergekit and mergekit_version(mergekit)
         found = {
             "schema": SCHEMA,
+            **about,
             "weights": weights,
             "thresholds": thresholds(folder, OURS["ties"]["density"]),
             "compared": [compare(folder, one, mergekit, rounds) for one in OURS if rounds],
             "methods": every_method(folder) if methods else {},
-            "command": shlex.join(
-                ["python", "-m", "simo_bench.merging", *without_paths(sys.argv[1:])]
-            ),
-            "commit": commit(),
-            "versions": {**versions(), "mergekit": mergekit and mergekit_version(mergekit)},
-            "machine": cpu_name(),
             "threads": torch.get_num_threads(),
         }
     click.echo(table(found))

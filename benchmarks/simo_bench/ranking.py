@@ -61,7 +61,7 @@ def rank(study: Mapping[str, Any]) -> dict[str, Any]:
         proxies[name] = {**judged, "faster": faster(rows, name)}
     return {
         "schema": SCHEMA,
-        **{key: study[key] for key in ("recipe", "commit", "inputs", "machine")},
+        **{key: study[key] for key in ("recipe", "commit", "versions", "inputs", "machine")},
         "unlabelled": study["unlabelled"],
         "methods": len(groups(rows)),
         "proxies": proxies,

@@ -10,25 +10,20 @@ code is 1 then.
 """
 
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
 from simo_bench import runtime_folder, runtime_passes, runtime_processes
+from simo_build.cli import polite
+from simo_build.origin import command_of, origin, write_json
 from simo_runtime.bundle import Bundle
-from simo_runtime.cpus import available_cpus
-from simo_runtime.errors import SimoError
-from simo_runtime.files import whole
 
 SCHEMA = "simo.bench.runtime/1"
-PACKAGES = ("simo-runtime", "numpy", "onnxruntime-gpu", "onnxruntime", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -74,31 +69,6 @@ def failures(found: dict[str, Any], path: str = "") -> list[str]:
     return missed
 
 
-def about() -> dict[str, Any]:
-    """Say what this was measured on, and with what."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except ModuleNotFoundError:
-            continue
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpus": available_cpus(),
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
-
-
 @click.command()
 @click.option("--small", required=True, type=click.Path(path_type=Path), help="A ViT-Ti bundle.")
 @click.option("--large", type=click.Path(path_type=Path), help="A ViT-B bundle.")
@@ -108,6 +78,7 @@ def _processor() -> str:
 @click.option("--photos", type=click.IntRange(min=4), default=Size.photos, show_default=True)
 @click.option("--minutes", type=click.FloatRange(min=0.01), default=Size.minutes, show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@polite
 def main(
     small: Path, large: Path | None, only: str | None, json_file: Path | None, **size: Any
 ) -> None:
@@ -117,24 +88,19 @@ def main(
         raise click.UsageError(f"--only {foreign[0]}: there are {', '.join(BARS)}")
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "command": ["python", "-m", "simo_bench.runtime", *sys.argv[1:]],
-        "machine": about(),
+        **origin(command_of("python -m simo_bench.runtime")),
         "bars": {},
     }
-    try:
-        bundles = {"small": Bundle.open(small)}
-        if large is not None:
-            bundles["large"] = Bundle.open(large)
-        document["bundles"] = {name: bundle.manifest.name for name, bundle in bundles.items()}
-        for name in chosen:
-            click.echo(f"measuring {name}", err=True)
-            document["bars"][name] = BARS[name](bundles, Size(**size))
-            click.echo(json.dumps({name: document["bars"][name]}, indent=1))
-    except SimoError as error:
-        raise click.ClickException(str(error)) from error
+    bundles = {"small": Bundle.open(small)}
+    if large is not None:
+        bundles["large"] = Bundle.open(large)
+    document["bundles"] = {name: bundle.manifest.name for name, bundle in bundles.items()}
+    for name in chosen:
+        click.echo(f"measuring {name}", err=True)
+        document["bars"][name] = BARS[name](bundles, Size(**size))
+        click.echo(json.dumps({name: document["bars"][name]}, indent=1))
     if json_file is not None:
-        with whole(json_file) as partial:
-            partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        write_json(document, json_file)
     missed = failures(document["bars"])
     for name in missed:
         click.echo(f"not met: {name}", err=True)

@@ -1,12 +1,13 @@
 """A step's results, written as they come, so that a step that was stopped goes on where it was."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from simo_build.origin import write_json
 
 SCHEMA = "simo.gpu.step/1"
 
@@ -52,11 +53,7 @@ class Ledger:
 
     def write(self) -> None:
         """Write all items, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        text = json.dumps({"schema": SCHEMA, "items": self.items}, indent=1, sort_keys=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json({"schema": SCHEMA, "items": self.items}, self.path)
 
     @property
     def failed(self) -> dict[str, str]:

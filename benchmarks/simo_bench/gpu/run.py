@@ -10,16 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from simo_bench import nvml
 from simo_bench.gpu.steps import MINUTES, Plan, Step
+from simo_build.origin import origin, without_paths
 
 DONE, LATE, FAILED, SKIPPED = "done", "partial", "failed", "skipped"
 CODES = {0: DONE, 3: LATE, 4: FAILED}
-PACKAGES = ("torch", "timm", "onnx", "onnxruntime-gpu", "tensorrt", "numpy", "peft", "pydantic")
 STATE = "steps.json"
 
 
@@ -82,7 +82,7 @@ class Run:
             "state": state,
             "reason": reason,
             "seconds": round(seconds, 1),
-            "command": list(step.command),
+            "command": without_paths(step.command),
         }
         text = json.dumps(
             {"schema": "simo.gpu/1", **about(), "steps": self.states}, indent=1, sort_keys=True
@@ -94,33 +94,9 @@ class Run:
 
 def about() -> dict[str, Any]:
     """Say what this runs on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    git = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return {
-        "versions": {"python": sys.version.split()[0], **found},
-        "commit": git.stdout.strip() or None,
-        "machine": {"gpu": gpu_name(), "cpus": os.cpu_count()},
-        "command": "benchmarks/gpu/run_all.sh",
-    }
-
-
-def gpu_name() -> dict[str, Any] | None:
-    """Ask the driver for the GPU's name and its own version; None without one."""
-    from simo_bench import nvml
-
-    found = nvml.find()
-    return found.about() if found else None
+    found, gpu = origin("benchmarks/gpu/run_all.sh"), nvml.find()
+    found["machine"]["gpu"] = gpu and gpu.about()
+    return found
 
 
 def has_gpu() -> bool:
