@@ -138,10 +138,7 @@ def test_onnx_runtime_itself_does_not_fall_back_to_the_cpu(
     if backend.why_not() is None:
         pytest.skip("this machine has a GPU, so that the provider runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module in ("cuda", "tensorrt"):
-        monkeypatch.setattr(
-            f"simo_runtime.backends.onnxruntime_{module}.require", lambda name: None
-        )
+    monkeypatch.setattr(onnxruntime_gpu, "require", lambda name: None)
     monkeypatch.setattr("simo_runtime.backends.onnxruntime_tensorrt.find_gpu", lambda: GPU)
     with pytest.raises(BackendError, match=r"encoder\.onnx: ONNX Runtime cannot load the graph"):
         backend.open(bundle)

@@ -10,11 +10,11 @@ number differs (1 in 10, 0 in 11), so only its name may be used.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import tensorrt as trt
 
+from simo_runtime.backends.tensorrt_engine import Listener, listener
 from simo_runtime.engines import BatchRange, EngineOptions
 from simo_runtime.errors import BackendError, listing
 
@@ -28,18 +28,6 @@ class Built:
     plan: bytes
     timings: bytes  # of kernels, for the next build
     layers: str  # the engine inspector's JSON
-
-
-class Listener(trt.ILogger):  # type: ignore[misc]  # tensorrt ships no stubs
-    """Keeps TensorRT's errors, which the calls themselves do not tell."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: object, message: str) -> None:
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-            self.errors.append(message)
 
 
 class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # tensorrt ships no stubs
@@ -71,12 +59,6 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # tensorrt ships no 
             self._steps(phase, step, self._phases.get(phase, 0))
         except KeyboardInterrupt:
             self.stopped = True
-
-
-@cache
-def listener() -> Listener:
-    """Give the one logger of this process: TensorRT keeps the first that it is given."""
-    return Listener()
 
 
 def make_plan(graph: Path, options: EngineOptions, *, timings: bytes, steps: Steps) -> Built:

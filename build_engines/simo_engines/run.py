@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import tensorrt as trt
 from numpy.typing import NDArray
 
 from simo_engines.device import Device
-from simo_engines.plan import listener
+from simo_runtime.backends.tensorrt_engine import LoadedEngine, listener, load
 from simo_runtime.errors import BackendError, listing
 
 Array = NDArray[Any]
@@ -24,12 +23,7 @@ def open_plan(plan: bytes, *, host_code: bool) -> Run:
 
     `host_code` must be true for a version-compatible plan, which holds code for the processor.
     """
-    logger = listener()
-    runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = host_code
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BackendError(f"TensorRT cannot load the engine\n{listing(logger.errors)}")
+    engine = load(plan, "the engine", host_code=host_code)
 
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
         device = Device()
@@ -41,45 +35,25 @@ def open_plan(plan: bytes, *, host_code: bool) -> Run:
     return run
 
 
-def _run(
-    engine: "trt.ICudaEngine", device: Device, inputs: Mapping[str, Array]
-) -> dict[str, Array]:
-    context = engine.create_execution_context()
+def _run(engine: LoadedEngine, device: Device, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    given = {name: as_stored(array, engine.inputs[name]) for name, array in inputs.items()}
+    context = engine.context({name: array.shape for name, array in given.items()})
     with ExitStack() as held:
-        outputs = {}
-        for name, array in inputs.items():
-            given = as_stored(array, numpy_type(engine, name))
-            if not context.set_input_shape(name, given.shape):
-                raise BackendError(f"the engine does not take {name} of shape {given.shape}")
-            address = held.enter_context(device.memory(given.nbytes))
-            device.write(address, given)
-            context.set_tensor_address(name, address)
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            if engine.get_tensor_mode(name) != trt.TensorIOMode.OUTPUT:
-                continue
-            shape, kind = tuple(context.get_tensor_shape(name)), numpy_type(engine, name)
-            address = held.enter_context(device.memory(int(np.prod(shape)) * kind.itemsize))
-            context.set_tensor_address(name, address)
-            outputs[name] = (address, shape, kind)
-        if not context.execute_async_v3(device.stream):
+        places = {}
+        for name, array in given.items():
+            places[name] = held.enter_context(device.memory(array.nbytes))
+            device.write(places[name], array)
+        for name, kind in engine.outputs.items():
+            size = int(np.prod(context.shape(name))) * kind.itemsize
+            places[name] = held.enter_context(device.memory(size))
+        context.place(places)
+        if not context.enqueue(device.stream):
             raise BackendError(f"the engine does not run\n{listing(listener().errors)}")
         device.wait()
-        return {name: as_float(device.read(*where)) for name, where in outputs.items()}
-
-
-def numpy_type(engine: "trt.ICudaEngine", name: str) -> np.dtype[Any]:
-    """Give the type that an input or output is stored in; bfloat16 as its 16 bits."""
-    kind = engine.get_tensor_dtype(name)
-    if kind == trt.DataType.FLOAT:
-        return np.dtype(np.float32)
-    if kind == trt.DataType.HALF:
-        return np.dtype(np.float16)
-    if kind == trt.DataType.BF16:
-        return np.dtype(np.uint16)
-    if kind == trt.DataType.UINT8:
-        return np.dtype(np.uint8)
-    raise BackendError(f"{name}: no graph of a bundle has an input or output of this type")
+        return {
+            name: as_float(device.read(places[name], context.shape(name), kind))
+            for name, kind in engine.outputs.items()
+        }
 
 
 def as_stored(array: Array, kind: np.dtype[Any]) -> Array:

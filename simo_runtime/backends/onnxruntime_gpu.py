@@ -1,4 +1,4 @@
-"""What ONNX Runtime's two providers for NVIDIA GPUs share: the fail-loud policy and the options.
+"""What ONNX Runtime's two providers for NVIDIA GPUs share: all but the options of the providers.
 
 ONNX Runtime goes on without a provider that it cannot load, and runs parts of a graph on the CPU.
 Here both are errors: the libraries are looked for before a session exists, and no session may put
@@ -10,12 +10,18 @@ Not run on a GPU yet.
 
 import contextlib
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from simo_runtime.backends import Joint
 from simo_runtime.backends.libraries import missing
+from simo_runtime.backends.onnxruntime_captured import CapturedSession
+from simo_runtime.backends.onnxruntime_graph import Settings
+from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from simo_runtime.bundle import Bundle
 from simo_runtime.engines import USUAL, BatchRange
 from simo_runtime.errors import BackendError, listing
 from simo_runtime.gpu import find_gpu
@@ -44,6 +50,47 @@ class GpuOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BackendError(f"{name} is {value}; it must be at least 1")
+
+
+class OnnxRuntimeGpu(ABC):
+    """A backend that runs on one provider; it holds its options and nothing else."""
+
+    name: str
+    provider: str  # `CUDA`, `Tensorrt`
+
+    def __init__(self, options: GpuOptions = GpuOptions()) -> None:  # frozen
+        self.options = options
+
+    def why_not(self) -> str | None:
+        return why_not(self.provider)
+
+    def facts(self) -> dict[str, str]:
+        return facts(self.provider)
+
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        precision: str = "fp32",
+        joint: Joint = "auto",
+        arena: bool = True,
+    ) -> OnnxRuntimeSession:
+        require(self.provider)
+        asked = (f"{self.provider}ExecutionProvider", self._options(bundle, precision))
+        settings = Settings(
+            providers=(asked,),
+            threads=threads or 1,  # no node runs on the CPU
+            arena=arena,
+            config=NO_CPU,
+            device="cuda",
+        )
+        kind = CapturedSession if self.options.cuda_graph else OnnxRuntimeSession
+        return kind(bundle, settings, precision=precision, joint=joint)
+
+    @abstractmethod
+    def _options(self, bundle: Bundle, precision: str) -> Entries:
+        """Give the provider's options for the graphs of a precision."""
 
 
 def why_not(provider: str) -> str | None:

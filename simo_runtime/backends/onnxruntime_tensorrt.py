@@ -16,18 +16,13 @@ import hashlib
 import json
 from typing import Any
 
-from simo_runtime.backends import Joint
-from simo_runtime.backends.onnxruntime_captured import CapturedSession
-from simo_runtime.backends.onnxruntime_gpu import NO_CPU, GpuOptions, facts, require, why_not
-from simo_runtime.backends.onnxruntime_graph import Settings
-from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from simo_runtime.backends.onnxruntime_gpu import Entries, GpuOptions, OnnxRuntimeGpu
 from simo_runtime.bundle import Bundle
 from simo_runtime.engines import default_root, private_folder
 from simo_runtime.errors import BackendError
 from simo_runtime.gpu import find_gpu
 from simo_runtime.onnxfile import read_onnx
 
-PROVIDER = "TensorrtExecutionProvider"
 Shapes = dict[str, tuple[int, ...]]  # of a graph's inputs, without the batch
 # What a graph of a precision needs; float32 needs nothing.
 SWITCHES: dict[str, dict[str, str]] = {
@@ -38,42 +33,15 @@ SWITCHES: dict[str, dict[str, str]] = {
 }
 
 
-class OnnxRuntimeTensorrt:
-    """The backend; it holds its options and nothing else."""
+class OnnxRuntimeTensorrt(OnnxRuntimeGpu):
+    """The backend; it holds its options and nothing else.
 
-    name = "onnxruntime-tensorrt"
+    The first time on a machine that a bundle is opened its engines are built, which takes minutes.
+    """
 
-    def __init__(self, options: GpuOptions = GpuOptions()) -> None:  # noqa: B008  # it is frozen
-        self.options = options
+    name, provider = "onnxruntime-tensorrt", "Tensorrt"
 
-    def why_not(self) -> str | None:
-        return why_not("Tensorrt")
-
-    def facts(self) -> dict[str, str]:
-        return facts("Tensorrt")
-
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int | None = None,
-        precision: str = "fp32",
-        joint: Joint = "auto",
-        arena: bool = True,
-    ) -> OnnxRuntimeSession:
-        """Load a bundle; the first time on a machine its engines are built, which takes minutes."""
-        require("Tensorrt")
-        settings = Settings(
-            providers=((PROVIDER, self._options(bundle, precision)),),
-            threads=threads or 1,  # no node runs on the CPU
-            arena=arena,
-            config=NO_CPU,
-            device="cuda",
-        )
-        kind = CapturedSession if self.options.cuda_graph else OnnxRuntimeSession
-        return kind(bundle, settings, precision=precision, joint=joint)
-
-    def _options(self, bundle: Bundle, precision: str) -> tuple[tuple[str, str], ...]:
+    def _options(self, bundle: Bundle, precision: str) -> Entries:
         if precision not in SWITCHES:
             raise BackendError(
                 f"ONNX Runtime's TensorRT provider takes no {precision} graphs; it takes "
@@ -86,9 +54,7 @@ class OnnxRuntimeTensorrt:
         return provider_options(self.options, shapes, str(folder), precision)
 
 
-def provider_options(
-    options: GpuOptions, shapes: Shapes, folder: str, precision: str
-) -> tuple[tuple[str, str], ...]:
+def provider_options(options: GpuOptions, shapes: Shapes, folder: str, precision: str) -> Entries:
     """Give the options of the TensorRT provider.
 
     Engines and timings are kept in `folder`. The profile is given, so that an engine is built

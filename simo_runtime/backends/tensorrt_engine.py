@@ -1,18 +1,18 @@
 """Engines of TensorRT and their contexts: the only file of the runtime that calls TensorRT.
 
-Imports TensorRT, and so is imported late. Its objects stay in here, behind functions that are told
-their types, so that `tests/test_tensorrt_api.py` can follow them.
+`simo_engines` runs engines with it too. Imports TensorRT, and so is imported late. Its objects stay
+in here, behind functions that are told their types, so that `tests/test_tensorrt_api.py` can follow
+them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import tensorrt as trt
 
-from simo_runtime.backends.tensorrt import Plan
 from simo_runtime.errors import BackendError, listing
 
 Shape = tuple[int, ...]
@@ -29,6 +29,12 @@ class Listener(trt.ILogger):  # type: ignore[misc]  # tensorrt ships no stubs
     def log(self, severity: object, message: str) -> None:
         if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
             self.errors = [*self.errors[-9:], message]
+
+
+@cache
+def listener() -> Listener:
+    """Give the one logger of this process: TensorRT keeps the first that it is given."""
+    return Listener()
 
 
 def tensorrt_version() -> str:
@@ -54,13 +60,16 @@ class LoadedEngine:
     context: Callable[[Mapping[str, Shape]], Context]
 
 
-def load(plan: Plan, name: str, logger: Listener) -> LoadedEngine:
-    """Load an engine that was built here; BackendError if TensorRT cannot."""
-    runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = plan.host_code
-    engine = runtime.deserialize_cuda_engine(plan.data)
+def load(plan: bytes, name: str, *, host_code: bool) -> LoadedEngine:
+    """Load an engine that was built here; BackendError if TensorRT cannot.
+
+    `host_code` must be true for a version-compatible plan, which holds code for the processor.
+    """
+    runtime = trt.Runtime(listener())
+    runtime.engine_host_code_allowed = host_code
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"TensorRT cannot load {name}\n{listing(logger.errors)}")
+        raise BackendError(f"TensorRT cannot load {name}\n{listing(listener().errors)}")
     inputs: Types = {}
     outputs: Types = {}
     for index in range(engine.num_io_tensors):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simo_runtime.backends import Joint, Pixels, cuda_device
 from simo_runtime.backends.tensorrt import Plan
-from simo_runtime.backends.tensorrt_engine import Context, Listener, load
+from simo_runtime.backends.tensorrt_engine import Context, listener, load
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, listing
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
@@ -71,14 +71,17 @@ class TensorrtSession:
     ) -> None:
         self._bundle, self._joint, self._recording = bundle, joint, cuda_graph
         self._tasks = [task.name for task in bundle.manifest.tasks]
-        self._lock, self._logger = threading.Lock(), Listener()
+        self._lock = threading.Lock()
         self._batches: OrderedDict[int, Batch] = OrderedDict()
         self._smallest = max(plan.smallest for plan in engines.values())
         self._largest = min(plan.largest for plan in engines.values())
         if self._smallest > self._largest:
             raise BackendError(f"{bundle.root}: the engines have no batch size in common")
         with cuda_device.current():
-            self._engines = {name: load(plan, name, self._logger) for name, plan in engines.items()}
+            self._engines = {
+                name: load(plan.data, name, host_code=plan.host_code)
+                for name, plan in engines.items()
+            }
             self._stream = cuda_device.stream()
             self._aux = {task: cuda_device.stream() for task in self._tasks}
             self._ready = cuda_device.event()
@@ -228,7 +231,7 @@ class TensorrtSession:
 
     def _execute(self, batch: Batch, name: str, on: Any) -> None:
         if not self._context(batch, name).enqueue(on.handle):
-            raise BackendError(f"{name}: the engine does not run\n{listing(self._logger.errors)}")
+            raise BackendError(f"{name}: the engine does not run\n{listing(listener().errors)}")
 
     def close(self) -> None:
         """Let go of graphs, contexts, memory and engines, in that order."""
