@@ -391,7 +391,7 @@ def stand_in() -> Any:
     module.ProfilingVerbosity = SimpleNamespace(DETAILED=1)
     module.LayerInformationFormat = SimpleNamespace(JSON=1)
     module.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS=1, SAME_COMPUTE_CAPABILITY=2)
-    module.TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
+    module.TensorIOMode = SimpleNamespace(INPUT=1)
     module.DataType = SimpleNamespace(FLOAT="float", HALF="half", BF16="bf16", UINT8="uint8")
     module.__version__ = "10.16.1.11"
     module.answers = Answers()

@@ -13,6 +13,8 @@ from tests.engines.workplace import Workplace
 from tests.graphs import write_bundle
 from tests.tensorrt_stand_in import Driver, stand_in
 
+LATE = ("simo_engines.plan", "simo_engines.run", "simo_runtime.backends.tensorrt_engine")
+
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
@@ -25,10 +27,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 def tensorrt(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Iterator[Any]:
     module = stand_in()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    for name in ("simo_engines.plan", "simo_engines.run"):
+    for name in LATE:
         sys.modules.pop(name, None)
     yield module
-    for name in ("simo_engines.plan", "simo_engines.run"):
+    for name in LATE:
         sys.modules.pop(name, None)
 
 
