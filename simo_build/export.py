@@ -130,6 +130,11 @@ def _half(graphs: Graphs, precision: str, *, rounded: bool = False) -> Graphs:
 HEADS_OF = {"int8": "fp32", "fp8": "fp16"}
 
 
+def heads_of(precision: str) -> str:
+    """Give the precision that the heads of one have."""
+    return HEADS_OF.get(precision, precision)
+
+
 @dataclass(frozen=True)
 class Writer:
     """Writes the graphs of a bundle into its folder, one precision after another."""
@@ -142,7 +147,7 @@ class Writer:
         """Write encoder, heads and joint graph; heads that are there already serve again."""
         name = stem(ENCODER, precision)
         encoder = save_graph(graphs.encoder, self.folder, name)
-        heads = self.heads.get(HEADS_OF.get(precision, precision)) or {
+        heads = self.heads.get(heads_of(precision)) or {
             task: (
                 save_graph(without_output(head, RAW), self.folder, stem(task, precision)),
                 f"{stem(task, precision)}.onnx",

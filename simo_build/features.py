@@ -3,7 +3,7 @@
 Shapes: n images, S tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -39,10 +39,15 @@ def compute_features(
     encoder: Encoder, samples: Samples, *, label: str, progress: Progress
 ) -> list[Tensor]:
     """Give the taps of every image of a split: one (n, S, D) float32 tensor a tap."""
+    return collected(chunks(encoder, samples, label=label, progress=progress), count=len(samples))
+
+
+def collected(parts: Iterable[tuple[slice, list[Tensor]]], count: int) -> list[Tensor]:
+    """Put the taps of some images after others into one (count, S, D) float32 tensor a tap."""
     whole: list[Tensor] = []
-    for rows, taps in chunks(encoder, samples, label=label, progress=progress):
+    for rows, taps in parts:
         if not whole:
-            shapes = [(len(samples), *tap.shape[1:]) for tap in taps]
+            shapes = [(count, *tap.shape[1:]) for tap in taps]
             whole = [torch.from_numpy(room_for(shape, np.float32)) for shape in shapes]
         for store, tap in zip(whole, taps, strict=True):
             store[rows] = tap.cpu()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from simo_build.addition import add_task
+from simo_build.addition.task import add_task
 from simo_build.build import build
 from simo_build.cli import build_command
 from simo_build.loading import load_recipe
@@ -18,7 +18,7 @@ from simo_runtime.errors import ExportError, RecipeError, SimoError, UnknownName
 from simo_runtime.predictor import Predictor
 from tests.tiny import SIZE, write_recipe, write_workplace
 
-PRECISIONS = {"export": {"precisions": ["fp32", "fp16", "int8"]}}
+PRECISIONS = {"export": {"precisions": ["fp32", "fp16", "int8", "fp8"]}}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,13 @@ def test_it_is_in_every_precision_and_in_the_joint_graphs(bundles: tuple[Bundle,
     assert [task.name for task in manifest.tasks] == ["depth", "normals"]
     for files in manifest.graphs.values():
         assert set(files.heads) == {"depth", "normals"}
+    heads = {kind: files.heads["normals"] for kind, files in manifest.graphs.items()}
+    assert heads == {
+        "fp32": "normals.onnx",
+        "int8": "normals.onnx",
+        "fp16": "normals.fp16.onnx",
+        "fp8": "normals.fp16.onnx",
+    }
     (added,) = manifest.provenance["added"]
     assert added["task"] == "normals"
     assert {row["precision"] for row in added["gate"]} == set(manifest.graphs)
@@ -112,7 +119,7 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(
 def test_a_head_that_fails_the_gate_leaves_the_bundle_as_it_was(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simo_build import addition
+    from simo_build.addition import bundle as addition
 
     recipe = write_recipe(place, **PRECISIONS)
     before = {path: sha256_of(path) for path in (place / "bundle").iterdir()}

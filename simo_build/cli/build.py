@@ -148,7 +148,7 @@ def added_to(
     recipe: str, task: str, out: Path | None, data: Path | None, experts: Path, *, engines: bool
 ) -> Path:
     """Add a task to a finished bundle, and give its path."""
-    from simo_build.addition import add_task
+    from simo_build.addition.task import add_task
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
 

@@ -11,27 +11,26 @@ from torch import nn
 
 from simo_build.base import load_base
 from simo_build.build import first, versions
-from simo_build.checkpoints import METADATA, claim, finite, read_tensors
 from simo_build.data import Samples, load_split
 from simo_build.encoder import Encoder
 from simo_build.export import export_bundle, noise
 from simo_build.hashing import code_hash, digest
 from simo_build.heads import Head, make_head
+from simo_build.heads.file import load_head
 from simo_build.loading import LoadedRecipe, read_part
 from simo_build.own.modelfile import ModelFile, as_recipe
 from simo_build.own.modules import OwnEncoder, OwnHead, check_head, load_module
 from simo_build.progress import Progress
-from simo_build.statedict import misfits, state_hash
+from simo_build.statedict import state_hash
 from simo_build.train import feature_shape
 from simo_export.bundle import check_folder
 from simo_export.graph import EXPORTER
 from simo_runtime.bundle import Bundle
-from simo_runtime.errors import CheckpointError, RecipeError, listing
+from simo_runtime.errors import RecipeError
 from simo_runtime.image import read_image
 from simo_runtime.placement import Placement
 from simo_runtime.tasks import TaskSpec
 
-COUNTER = "num_batches_tracked"  # of a BatchNorm, which no prediction depends on
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -94,25 +93,10 @@ def own_heads(
 
 
 def our_head(loaded: LoadedRecipe, spec: TaskSpec, encoder: Encoder, weights: str) -> Head:
-    """Make a head of ours; its weights must have exactly its names and shapes.
-
-    They may be a head's alone, or in a file that simo-train wrote.
-    """
-    path, name = loaded.locate(weights), loaded.recipe.tasks[spec.name].head
-    tensors, metadata = read_tensors(path)
-    if METADATA in metadata:
-        tensors = claim(tensors, source=path)["head."]
-    state = finite(tensors, source=path)
+    """Make a head of ours with the weights of a file."""
+    name = loaded.recipe.tasks[spec.name].head
     head = make_head(name, spec, feature_shape(encoder), seed=0)
-    wanted = head.state_dict()
-    whole = {key: wanted[key].new_tensor(0) for key in wanted if key.endswith(COUNTER)} | state
-    faults = list(misfits(whole, wanted))
-    if faults:
-        raise CheckpointError(
-            f"{path}: {len(faults)} tensors do not fit a {name} head for {spec.name}\n"
-            f"{listing(faults)}"
-        )
-    head.load_state_dict(whole)
+    load_head(head, loaded.locate(weights), named=f"{name} head for {spec.name}")
     return head.eval()
 
 

@@ -6,6 +6,8 @@ so that a batch of them is read, and moved to the device, once; each has its own
 epoch, and comes out as if it had been trained alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,9 +49,12 @@ def trained(
         features = bench.features(model.encoder, "realign", flip=step.flip)
         return take(features, index, where), index
 
+    def select() -> tuple[list[Tensor], Samples]:
+        return bench.features(model.encoder, "select"), bench.labelled("select")
+
     specs = bench.work.recipe.specs()
     outcomes = fit_together(
-        [goal_of(bench, model, head, specs[task], samples) for task, head in model.heads.items()],
+        [goal_of(head, specs[task], samples, select) for task, head in model.heads.items()],
         schedule=step,
         limits=step,
         images=len(samples),
@@ -66,8 +71,16 @@ def trained(
     )
 
 
-def goal_of(bench: Bench, model: SharedModel, head: Head, spec: TaskSpec, samples: Samples) -> Goal:
-    """Say what one head is trained for: its truths, and its metric on `select`."""
+def goal_of(
+    head: Head,
+    spec: TaskSpec,
+    samples: Samples,
+    select: Callable[[], tuple[list[Tensor], Samples]],
+) -> Goal:
+    """Say what one head is trained for: the truths of `samples`, and its metric on `select`.
+
+    `select` gives the features and the truths of that split, when they are first measured on.
+    """
     kind, truth = TORCH_KINDS[spec.kind], torch.from_numpy(samples.truths[spec.name])
 
     def loss_of(batch: Batch) -> Tensor:
@@ -75,8 +88,8 @@ def goal_of(bench: Bench, model: SharedModel, head: Head, spec: TaskSpec, sample
         return kind.loss(head(taps), truth[index].to(taps[0].device))
 
     def measure() -> float:
-        features = bench.features(model.encoder, "select")
-        return measure_head(head, spec, features=features, samples=bench.labelled("select"))
+        features, judged = select()
+        return measure_head(head, spec, features=features, samples=judged)
 
     return Goal(
         module=head,
