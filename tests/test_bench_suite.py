@@ -18,7 +18,7 @@ from simo_runtime.errors import DataError, UnknownNameError
 
 def ratio(value: float, low: float, high: float, **more: Any) -> Measured:
     return Measured(
-        name=more.pop("name", "r"), value=value, low=low, high=high,
+        name=more.pop("name", "r"), sentence="it is {} times", value=value, low=low, high=high,
         higher_is_better=more.pop("higher", True), **more,
     )  # fmt: skip
 
@@ -69,9 +69,27 @@ def test_ratios_told_as_spreads_are_found_by_their_place() -> None:
     found = measured({"schema": "simo.exports/1", "slower_than_ours": {"torch": spread},
                       "milliseconds": {"ours": spread}})  # fmt: skip
     assert [(one.name, one.value) for one in found] == [("slower than ours torch", 1.5)]
-    bars = {"memory": {"small": {"joint": {"ratio": spread}}}, "pass": {"small": {"ratio": spread}}}
+    bars = {
+        "memory": {"small": {"joint": {"ratio": spread}}},
+        "one-pass": {"small": {"ratio": spread}},
+    }
     found = measured({"schema": "simo.bench.runtime/1", "bars": bars})
     assert [one.higher_is_better for one in found] == [False, True]
+
+
+def test_what_an_adapter_costs_is_better_when_it_is_less() -> None:
+    spread = {"count": 9, "median": 1.5, "p05": 1.4, "p95": 1.6}
+    slower = {"torch": spread, "optimum": spread, "adapted": spread}
+    found = measured({"schema": "simo.exports/1", "slower_than_ours": slower,
+                      "faster_in_int8": spread})  # fmt: skip
+    worse = {one.name for one in found if not one.higher_is_better}
+    assert worse == {"slower than ours adapted"}
+
+
+def test_a_ratio_is_told_as_a_sentence() -> None:
+    _, mergekit = measured(MERGING)
+    assert mergekit.told == "ties: mergekit takes 3.00 times as long as simo-merge (2.90 to 3.10)"
+    assert ratio(3.0, 3.0, 3.0, unstable=True).told == "it is 3.00 times UNSTABLE"
 
 
 def test_a_study_of_accuracy_has_no_ratios_of_time() -> None:

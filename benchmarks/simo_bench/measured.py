@@ -18,9 +18,10 @@ MARGIN = 0.05  # of what has no samples to tell its noise: memory, sizes
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A ratio, its noise, and which way is better."""
+    """A ratio, its noise, and which way is better; `sentence` has `{}` where the ratio stands."""
 
     name: str
+    sentence: str
     value: float
     low: float
     high: float
@@ -32,6 +33,12 @@ class Measured:
         """The ratio with its interval."""
         ends = f" ({self.low:.2f} to {self.high:.2f})" if self.low < self.high else ""
         return f"{self.value:.2f}{ends}{' UNSTABLE' if self.unstable else ''}"
+
+    @property
+    def told(self) -> str:
+        """The sentence with the ratio in it, and its interval."""
+        number, *rest = self.shown.split(" ", 1)
+        return " ".join([self.sentence.format(number), *rest])
 
     def worse_than(self, before: "Measured") -> bool:
         """Tell whether it is worse by more than the noise of both."""
@@ -48,15 +55,25 @@ def measured(document: Document) -> list[Measured]:
 
 def _bench(document: Document) -> Iterator[Measured]:
     for one in document["found"]["ratios"]:
-        yield _ratio(f"{ARMS[one['below']]}, against {ARMS[one['above']]}", one)
+        yield _ratio("", one)
     for name, value in ((document["found"]["memory"] or {}).get("ratio") or {}).items():
-        yield _plain(f"memory of one model per task over {ARMS[name]}", value)
-    yield _plain("disk of one model per task over the bundle", document["found"]["disk"]["ratio"])
+        yield _plain(
+            f"memory of one model per task over {ARMS[name]}",
+            f'one model per task takes {{}} times the memory of "{ARMS[name]}"',
+            value,
+        )
+    yield _plain(
+        "disk of one model per task over the bundle",
+        "one model per task takes {} times the bundle's room on disk",
+        document["found"]["disk"]["ratio"],
+    )
 
 
-def _ratio(name: str, one: Document) -> Measured:
+def _ratio(of: str, one: Document) -> Measured:
+    below, above = ARMS[one["below"]], ARMS[one["above"]]
     return Measured(
-        name=name,
+        name=f"{of}{below}, against {above}",
+        sentence=f'{of}"{below}" is {{}} times as fast as "{above}"',
         value=one["median"],
         low=one["low"],
         high=one["high"],
@@ -65,18 +82,30 @@ def _ratio(name: str, one: Document) -> Measured:
     )
 
 
-def _plain(name: str, value: float) -> Measured:
-    low, high = value * (1 - MARGIN), value * (1 + MARGIN)
-    return Measured(name=name, value=value, low=low, high=high, higher_is_better=True)
+def _plain(name: str, sentence: str, value: float) -> Measured:
+    return Measured(
+        name=name,
+        sentence=sentence,
+        value=value,
+        low=value * (1 - MARGIN),
+        high=value * (1 + MARGIN),
+        higher_is_better=True,
+    )
 
 
 def _curve(document: Document) -> Iterator[Measured]:
     for curve in document["curves"]:
         for one in curve["documents"]:
             for ratio in one["found"]["ratios"]:
-                pair = f"{ARMS[ratio['below']]}, against {ARMS[ratio['above']]}"
                 count = len(one["bundle"]["tasks"])
-                yield _ratio(f"{curve['title']}, {curve['heads']}, {count} tasks: {pair}", ratio)
+                yield _ratio(f"{curve['title']}, {curve['heads']}, {count} tasks: ", ratio)
+
+
+MERGED = {
+    "stage / limit": "our merge stage takes {} times as long as reading the inputs and writing the "
+    "output",
+    "mergekit / command": "mergekit takes {} times as long as simo-merge",
+}
 
 
 def _merging(document: Document) -> Iterator[Measured]:
@@ -85,6 +114,7 @@ def _merging(document: Document) -> Iterator[Measured]:
             low, high = interval([ratio["paired"]])
             yield Measured(
                 name=f"{one['method']}: time of {name}",
+                sentence=f"{one['method']}: {MERGED[name]}",
                 value=median(ratio["paired"]),
                 low=low,
                 high=high,
@@ -92,34 +122,66 @@ def _merging(document: Document) -> Iterator[Measured]:
             )
 
 
-def _spreads(document: Document) -> Iterator[Measured]:
-    """Read every ratio that is told as count, median, p05 and p95, by its place."""
-    for path, one in _walk(document, ()):
-        if any("ratio" in part or "than" in part or "faster" in part for part in path):
-            yield Measured(
-                name=" ".join(path).replace("_", " "),
-                value=one["median"],
-                low=one["p05"],
-                high=one["p95"],
-                higher_is_better="memory" not in path,  # there it is ours over theirs
-            )
+OTHERS = {
+    "torch": "torch's own export of the same model takes {} times as long as our graph",
+    "optimum": "optimum's export of the same shape takes {} times as long as our graph",
+    "adapted": "with the paper's map beside every block our graph takes {} times as long",
+}
 
 
-def _walk(found: Document, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Document]]:
-    for key, value in found.items():
-        if isinstance(value, Mapping):
-            if {"median", "p05", "p95"} <= set(value):
-                yield (*path, key), value
-            else:
-                yield from _walk(value, (*path, key))
+def _exports(document: Document) -> Iterator[Measured]:
+    for name, one in document.get("slower_than_ours", {}).items():
+        yield _spread(
+            f"slower than ours {name}",
+            OTHERS[name],
+            one,
+            higher_is_better=name != "adapted",  # which is ours, and what it costs
+        )
+    if "faster_in_int8" in document:
+        sentence = "in int8 our graph is {} times as fast as in fp32"
+        yield _spread("faster in int8", sentence, document["faster_in_int8"])
+
+
+def _runtime(document: Document) -> Iterator[Measured]:
+    bars = document["bars"]
+    for size, ways in bars.get("memory", {}).items():
+        for way, one in ways.items():
+            if isinstance(one, Mapping):
+                yield _spread(
+                    f"bars memory {size} {way} ratio",
+                    f"the {size} bundle, {way}: {{}} of the memory of a model for every task",
+                    one["ratio"],
+                    higher_is_better=False,
+                )
+    for size, one in bars.get("one-pass", {}).items():
+        sentence = f"the {size} bundle: one pass is {{}} times as fast as a model for every task"
+        yield _spread(f"bars one-pass {size} ratio", sentence, one["ratio"])
+    if "folder" in bars:
+        yield _spread(
+            "bars folder times faster than the loop",
+            "a folder of photos is {} times as fast through the pipeline as in a loop",
+            bars["folder"]["times_faster_than_the_loop"],
+        )
+
+
+def _spread(name: str, sentence: str, one: Document, *, higher_is_better: bool = True) -> Measured:
+    """Read a ratio that is told as count, median, p05 and p95."""
+    return Measured(
+        name=name,
+        sentence=sentence,
+        value=one["median"],
+        low=one["p05"],
+        high=one["p95"],
+        higher_is_better=higher_is_better,
+    )
 
 
 READERS: dict[str, Callable[[Document], Iterator[Measured]]] = {
     "simo.bench/2": _bench,
     "simo.curve/1": _curve,
     "simo.merging/1": _merging,
-    "simo.exports/1": _spreads,
-    "simo.bench.runtime/1": _spreads,
+    "simo.exports/1": _exports,
+    "simo.bench.runtime/1": _runtime,
 }
 
 

@@ -7,21 +7,19 @@ In the tables of methods the last two columns are filled; between the lines `<!-
 `<!-- end -->` whole tables are.
 """
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from simo_bench import ranking, references
-from simo_build.cli import polite
+from simo_bench import filling, ranking, references
+from simo_bench.check import COMMITTED
+from simo_bench.check import read as read_result
+from simo_bench.filling import share
 from simo_runtime.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "merging.md"
+RESULTS, PAGE = COMMITTED, Path(__file__).resolve().parents[2] / "docs" / "merging.md"
 STUDIES = ("nyuv2-methods.json", "nyuv2-methods-evidence.json", "nyuv2-methods-learned.json")
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|")
@@ -35,7 +33,7 @@ def read(name: str) -> dict[str, Any]:
     path = RESULTS / name
     if not path.is_file():
         raise DataError(f"{path}: missing; benchmarks/README.md has the command that makes it")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return read_result(path)
 
 
 def chosen() -> list[Row]:
@@ -45,7 +43,7 @@ def chosen() -> list[Row]:
 
 def drop(row: Row, kind: str) -> str:
     """Show equation 1 minus 100 %."""
-    return f"{row[kind]['normalised_performance'] - 1:+.1%}".replace("%", " %")
+    return share(row[kind]["normalised_performance"])
 
 
 def methods() -> str:
@@ -136,18 +134,7 @@ def _lines(lines: Sequence[str], rows: Mapping[str, Row]) -> Iterator[str]:
         yield line
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail if the page is not up to date.")
-@polite
-def main(check: bool) -> None:
-    """Fill docs/merging.md with what benchmarks/results has."""
-    before = PAGE.read_text(encoding="utf-8")
-    after = filled(before)
-    if check and after != before:
-        raise DataError(f"{PAGE}: not up to date; run python -m simo_bench.pages")
-    if not check:
-        PAGE.write_text(after, encoding="utf-8")
-
+main = filling.command(PAGE, filled, "simo_bench.pages")
 
 if __name__ == "__main__":
     main()

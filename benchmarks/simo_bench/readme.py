@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from simo_bench import curve, heads
 from simo_bench.check import COMMITTED, read
+from simo_bench.filling import command as filling
+from simo_bench.filling import share
 from simo_bench.measured import measured
-from simo_build.cli import polite
 from simo_runtime.errors import DataError
 
 PAGE = COMMITTED.parent / "README.md"
@@ -25,14 +24,12 @@ MAIN = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "timm", "simo-runtim
 Document = Mapping[str, Any]
 
 
-def share(value: float) -> str:
-    """Show equation 1 minus 100 %."""
-    return f"{value - 1:+.1%}".replace("%", " %")
-
-
 def eval_lines(found: Document) -> list[str]:
     """The mean of every row against the experts."""
-    return [f"{row['row']}: {share(row['normalised_performance'])}" for row in found["rows"]]
+    return [
+        f"{row['row']}: {share(row['normalised_performance'])} against the experts"
+        for row in found["rows"]
+    ]
 
 
 def study_lines(found: Document) -> list[str]:
@@ -41,8 +38,11 @@ def study_lines(found: Document) -> list[str]:
     if not rows:
         return [f"{len(found['references'])} several-pass methods; docs/merging.md has the table"]
     best = max(rows, key=lambda row: row["realigned"]["normalised_performance"])
-    value = best["realigned"]["normalised_performance"]
-    return [f"{len(rows)} methods; the best after re-alignment, {best['name']}: {share(value)}"]
+    value = share(best["realigned"]["normalised_performance"])
+    return [
+        f"{len(rows)} methods; the best one after re-alignment is {best['name']}, "
+        f"{value} against the experts"
+    ]
 
 
 def ablation_lines(found: Document) -> list[str]:
@@ -78,15 +78,15 @@ def merging_lines(found: Document) -> list[str]:
 
 def ratio_lines(found: Document) -> list[str]:
     """Every ratio with its interval."""
-    return [f"{one.name}: {one.shown}" for one in measured(found)]
+    return [one.told for one in measured(found)]
 
 
 def bench_lines(found: Document) -> list[str]:
     """Ratios, and what of the ideal was reached."""
     ratios = found["found"]["ratios"]
     reached = [
-        f"of the ideal {one['ideal']['roofline']:.2f} reached, {one['below']} against "
-        f"{one['above']}: {one['share']['roofline']:.1%}"
+        f"{one['below']} against {one['above']} reaches {one['share']['roofline']:.1%} of the "
+        f"ideal {one['ideal']['roofline']:.2f}"
         for one in ratios
         if one.get("ideal")
     ]
@@ -197,18 +197,7 @@ def filled(page: str, folder: Path = COMMITTED) -> str:
     return BLOCK.sub(lambda match: f"{match.group(1)}\n{body}\n\n{match.group(2)}", page)
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail if the page is not up to date.")
-@polite
-def main(check: bool) -> None:
-    """Fill benchmarks/README.md with what benchmarks/results has."""
-    before = PAGE.read_text(encoding="utf-8")
-    after = filled(before)
-    if check and after != before:
-        raise DataError(f"{PAGE}: not up to date; run python -m simo_bench.readme")
-    if not check:
-        PAGE.write_text(after, encoding="utf-8")
-
+main = filling(PAGE, filled, "simo_bench.readme")
 
 if __name__ == "__main__":
     main()
