@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from simo_runtime.files import whole
+
 # What a result tells of what is installed.
 PACKAGES = (
     "simo-runtime",
@@ -68,9 +70,8 @@ def machine() -> dict[str, Any]:
 def write_json(found: Mapping[str, Any], path: Path) -> None:
     """Write the study as JSON with sorted keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def without_paths(arguments: Sequence[str]) -> list[str]:

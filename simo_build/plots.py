@@ -1,13 +1,14 @@
 """Pictures of reports, drawn by matplotlib without a display; only this module needs it."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from simo_runtime.files import whole
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; markers help too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -171,9 +172,21 @@ def _open(panel: Axes) -> None:
         panel.spines[side].set_visible(False)
 
 
+# By the schema of a report, without its version.
+DRAWN: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
+    "simo.relations": draw_relations,
+    "simo.scaling": draw_scaling,
+    "simo.coefficients": draw_coefficients,
+}
+
+
+def draw(found: Mapping[str, Any]) -> Figure:
+    """Draw a report, each kind in its own way."""
+    return DRAWN[found["schema"].partition("/")[0]](found)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the form that the file's name asks for, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    figure.savefig(partial, dpi=144)
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=144)

@@ -18,20 +18,27 @@ from typing import Any
 import click
 import torch
 
-from simo_build.cli import data_option, experts_option, polite, recipe_option
+from simo_build.cli import (
+    STAGES,
+    data_option,
+    experts_option,
+    finish,
+    json_option,
+    polite,
+    recipe_option,
+)
 from simo_build.data import Samples
 from simo_build.loading import load_recipe
 from simo_build.progress import Bars
 from simo_build.realign.bench import Bench, SharedModel
 from simo_build.realign.head import realign_heads
-from simo_build.report import described, write_json
+from simo_build.report import described
 from simo_build.stages import Stages
 from simo_build.steps import HeadStep
 from simo_build.workshop import Workshop
 from simo_runtime.errors import SimoError
 
 SCHEMA = "simo.heads/1"
-STAGES = Path("bundles") / ".stages"
 
 
 @dataclass
@@ -96,7 +103,7 @@ def told(found: Mapping[str, Any]) -> str:
 @recipe_option
 @click.option("--images", type=click.IntRange(min=1), default=300, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option("the times, with hashes and versions")
 @data_option
 @experts_option
 @polite
@@ -106,9 +113,7 @@ def main(
     """Time the re-alignment of heads."""
     loaded = load_recipe(recipe, data=data, experts=experts)
     found = run(Workshop(loaded, Stages(STAGES, Bars())), images, runs)
-    click.echo(told(found))
-    if json_file is not None:
-        write_json(found, json_file)
+    finish(found, told(found), json_file)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,16 @@ import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from simo_build.build import realign
-from simo_build.cli import data_option, experts_option, polite, recipe_option
+from simo_build.cli import (
+    STAGES,
+    data_option,
+    experts_option,
+    finish,
+    json_option,
+    polite,
+    recipe_option,
+    split_option,
+)
 from simo_build.costs import counted, together
 from simo_build.gauge import Gauge, Model
 from simo_build.intervals import Bootstrap, Measured
@@ -28,7 +37,7 @@ from simo_build.merging import check_recipe, merge
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart, TrainPart
-from simo_build.report import described, write_json
+from simo_build.report import described
 from simo_build.rows import base_realigned, base_result, changed, jointly, realigned
 from simo_build.stages import Stages
 from simo_build.steps import Step
@@ -271,8 +280,8 @@ def table_of(found: Mapping[str, Any]) -> str:
     help="The list of rows.  [default: benchmarks/recipes/realignments.yaml]",
 )
 @click.option("--only", multiple=True, help="A row's name; all others are left out. Repeatable.")
-@click.option("--split", type=click.Choice(["select", "test"]), default="select", show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@split_option
+@json_option("the rows, with hashes and versions")
 @data_option
 @experts_option
 @polite
@@ -289,11 +298,8 @@ def main(
     loaded = load_recipe(recipe, data=data, experts=experts)
     every = read_entries(rows_file)
     entries = chosen(every, only, rows_file)
-    stages = Path("bundles") / ".stages"
-    found = run(loaded, every, entries, split, stages, progress=Bars())
-    click.echo(table_of(found))
-    if json_file is not None:
-        write_json(found, json_file)
+    found = run(loaded, every, entries, split, STAGES, progress=Bars())
+    finish(found, table_of(found), json_file)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,23 @@ import yaml
 from simo_bench import references
 from simo_build.alignment import Alignment
 from simo_build.build import realign
-from simo_build.cli import data_option, experts_option, polite, recipe_option
+from simo_build.cli import (
+    STAGES,
+    data_option,
+    experts_option,
+    finish,
+    json_option,
+    polite,
+    recipe_option,
+    split_option,
+)
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import merge
 from simo_build.progress import Bars, Progress
 from simo_build.proxies import PROXIES, SIMILARITIES
 from simo_build.realign import shared_encoder
 from simo_build.recipe import MergePart
-from simo_build.report import described, write_json
+from simo_build.report import described
 from simo_build.several import SEVERAL
 from simo_build.stages import Result, Stages
 from simo_build.workshop import Workshop, against, measure, measure_experts, split_heads
@@ -268,8 +277,8 @@ def _chosen_table(rows: Sequence[Row]) -> str:
     default=METHODS_FILE,
     help="The list of methods.  [default: benchmarks/recipes/methods.yaml]",
 )
-@click.option("--split", type=click.Choice(["select", "test"]), default="select", show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@split_option
+@json_option("the tables, with hashes and versions")
 @data_option
 @experts_option
 @polite
@@ -283,11 +292,8 @@ def main(
 ) -> None:
     """Compare merging methods on the experts of a recipe."""
     loaded = load_recipe(recipe, data=data, experts=experts)
-    stages = Path("bundles") / ".stages"
-    found = run(loaded, read_entries(methods), split, stages, progress=Bars())
-    click.echo(table(found))
-    if json_file is not None:
-        write_json(found, json_file)
+    found = run(loaded, read_entries(methods), split, STAGES, progress=Bars())
+    finish(found, table(found), json_file)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from simo_build.cli.manners import polite, refuse_several
-from simo_build.cli.options import data_option, experts_option, recipe_option, tensorboard_option
+from simo_build.cli.options import (
+    BUNDLES,
+    data_option,
+    experts_option,
+    out_option,
+    recipe_option,
+    tensorboard_option,
+)
 from simo_runtime.errors import listing
 
 if TYPE_CHECKING:
@@ -17,12 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @recipe_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
-)
+@out_option
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -80,7 +82,7 @@ def build_command(
 
     main = workers().main
     loaded = load_recipe(recipe, data=data, experts=experts)
-    target = out or Path("bundles") / loaded.recipe.name
+    target = out or BUNDLES / loaded.recipe.name
     if dry_run:
         tell_plan(loaded, target, with_experts=with_experts)
         return
@@ -153,7 +155,7 @@ def added_to(
     from simo_build.progress import Bars
 
     loaded = load_recipe(recipe, data=data, experts=experts)
-    target = out or Path("bundles") / loaded.recipe.name
+    target = out or BUNDLES / loaded.recipe.name
     bundle = add_task(loaded, task, target, progress=Bars())
     if engines:
         build_engines(bundle)

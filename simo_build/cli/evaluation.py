@@ -4,31 +4,25 @@ from pathlib import Path
 
 import click
 
+from simo_build.cli.ending import finish
 from simo_build.cli.manners import in_one_process, polite
-from simo_build.cli.options import data_option, experts_option, recipe_option
+from simo_build.cli.options import (
+    BUNDLES,
+    STAGES,
+    data_option,
+    experts_option,
+    json_option,
+    out_option,
+    recipe_option,
+    split_option,
+)
 
 
 @click.command()
 @recipe_option
-@click.option(
-    "--split",
-    type=click.Choice(["select", "test"]),
-    default="select",
-    show_default=True,
-    help="Choose on `select`; measure `test` once nothing will be chosen any more.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the table, with hashes and versions, to this file.",
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
-)
+@split_option
+@json_option("the table, with hashes and versions")
+@out_option
 @click.option(
     "--controls",
     is_flag=True,
@@ -64,15 +58,12 @@ def eval_command(
         raise click.UsageError("--bundle measures what is finished; -o and --controls build.")
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.report import study, study_bundles, table, write_json
+    from simo_build.report import study, study_bundles, table
 
     loaded = load_recipe(recipe, data=data, experts=experts)
     if bundles:
-        stages = Path("bundles") / ".stages"
-        found = study_bundles(loaded, bundles, split, stages=stages, progress=Bars())
+        found = study_bundles(loaded, bundles, split, stages=STAGES, progress=Bars())
     else:
-        target = out or Path("bundles") / loaded.recipe.name
+        target = out or BUNDLES / loaded.recipe.name
         found = study(loaded, target, split, progress=Bars(), with_controls=controls)
-    click.echo(table(found))
-    if json_file is not None:
-        write_json(found, json_file)
+    finish(found, table(found), json_file)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from simo_build.cli.manners import in_one_process, polite
-from simo_build.cli.options import data_option, experts_option, recipe_option
+from simo_build.cli.options import BUNDLES, data_option, experts_option, recipe_option
 
 
 @click.command()
@@ -30,7 +30,7 @@ def merge_command(recipe: str, out: Path | None, data: Path | None, experts: Pat
     from simo_build.streamed import open_inputs, write_merged
 
     loaded = load_recipe(recipe, data=data, experts=experts)
-    target = out or Path("bundles") / f"{loaded.recipe.name}.safetensors"
+    target = out or BUNDLES / f"{loaded.recipe.name}.safetensors"
     check_target(target)
     inputs = open_inputs(loaded)
     if inputs is None or not write_merged(loaded, inputs, target):

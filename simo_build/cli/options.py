@@ -1,9 +1,17 @@
 """Options that several commands have, and how what people type is read."""
 
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+from simo_build.cli.manners import polite
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+BUNDLES = Path("bundles")
+STAGES = BUNDLES / ".stages"  # what commands keep that make no bundle
 
 recipe_option = click.option(
     "--recipe", required=True, help="A recipe file, or the name of one that ships."
@@ -27,13 +35,52 @@ tensorboard_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Also write loss, rate, metric and time of every epoch to this folder, for TensorBoard.",
 )
+out_option = click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the bundle.  [default: bundles/<name of the recipe>]",
+)
+split_option = click.option(
+    "--split",
+    type=click.Choice(["select", "test"]),
+    default="select",
+    show_default=True,
+    help="Choose on `select`; measure `test` once nothing will be chosen any more.",
+)
 PICTURES = (".png", ".svg", ".pdf")
 
 
+def json_option(what: str) -> Callable[[Command], Command]:
+    """Make the option --json, which takes the file for what a command has found."""
+    return click.option(
+        "--json",
+        "json_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=f"Also write {what}, to this file.",
+    )
+
+
+def plot_option(what: str) -> Callable[[Command], Command]:
+    """Make the option --plot, which takes the file for a picture of what a command has found."""
+    return click.option(
+        "--plot",
+        "plot_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=picture,
+        help=f"Also draw {what} (.png, .svg or .pdf).",
+    )
+
+
+@polite
 def picture(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse the name of a picture in a form that is not written."""
-    if path is not None and path.suffix not in PICTURES:
+    """Refuse a picture in a form that is not written, or where nothing draws it."""
+    if path is None:
+        return None
+    if path.suffix not in PICTURES:
         raise click.BadParameter(f"{path} must end in one of {', '.join(PICTURES)}.")
+    import simo_build.plots  # noqa: F401  # matplotlib may be missing: say so before any work
+
     return path
 
 

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import click
 
+from simo_build.cli.ending import finish
 from simo_build.cli.manners import in_one_process, polite
-from simo_build.cli.options import data_option, experts_option, numbers, picture, recipe_option
+from simo_build.cli.options import (
+    STAGES,
+    data_option,
+    experts_option,
+    json_option,
+    numbers,
+    plot_option,
+    recipe_option,
+)
 
 
 @click.command()
@@ -17,19 +26,8 @@ from simo_build.cli.options import data_option, experts_option, numbers, picture
     callback=numbers,
     help="How far to move: 0 is the base, 1 the expert.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the curves, with hashes and versions, to this file.",
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture,
-    help="Also draw the curves, one panel for each moved task (.png, .svg or .pdf).",
-)
+@json_option("the curves, with hashes and versions")
+@plot_option("the curves, one panel for each moved task")
 @data_option
 @experts_option
 @polite
@@ -46,20 +44,13 @@ def relate_command(
 
     On the select split, with the experts' heads. Points are kept beside bundles.
     """
-    if plot_file is not None:
-        from simo_build.plots import draw_relations, save  # what is missing is told before any work
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
     from simo_build.relate import relate, table
-    from simo_build.report import write_json
 
     loaded = load_recipe(recipe, data=data, experts=experts)
-    found = relate(loaded, lambdas, Path("bundles") / ".stages", progress=Bars())
-    click.echo(table(found))
-    if json_file is not None:
-        write_json(found, json_file)
-    if plot_file is not None:
-        save(draw_relations(found), plot_file)
+    found = relate(loaded, lambdas, STAGES, progress=Bars())
+    finish(found, table(found), json_file, plot_file)
 
 
 @click.command()
@@ -81,19 +72,8 @@ def relate_command(
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of drawing."
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write every subset, with hashes and versions, to this file.",
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture,
-    help="Also draw performance against the number of experts (.png, .svg or .pdf).",
-)
+@json_option("every subset, with hashes and versions")
+@plot_option("performance against the number of experts")
 @data_option
 @experts_option
 @polite
@@ -112,37 +92,19 @@ def scaling_command(
     Every subset is merged as the recipe says, and measured on its own tasks, on the select split,
     with the experts' heads. Subsets are kept beside bundles.
     """
-    if plot_file is not None:
-        from simo_build.plots import draw_scaling, save  # what is missing is told before any work
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.report import write_json
     from simo_build.scaling import scaling, table
 
-    loaded, stages = load_recipe(recipe, data=data, experts=experts), Path("bundles") / ".stages"
-    found = scaling(loaded, stages, most=most, seed=seed, realigned=realigned, progress=Bars())
-    click.echo(table(found))
-    if json_file is not None:
-        write_json(found, json_file)
-    if plot_file is not None:
-        save(draw_scaling(found), plot_file)
+    loaded = load_recipe(recipe, data=data, experts=experts)
+    found = scaling(loaded, STAGES, most=most, seed=seed, realigned=realigned, progress=Bars())
+    finish(found, table(found), json_file, plot_file)
 
 
 @click.command()
 @recipe_option
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the table, with hashes and versions, to this file.",
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture,
-    help="Also draw them, one panel for each kind of layer (.png, .svg or .pdf).",
-)
+@json_option("the table, with hashes and versions")
+@plot_option("them, one panel for each kind of layer")
 @data_option
 @experts_option
 @polite
@@ -157,17 +119,10 @@ def coefficients_command(
 
     By a learned merging method, steps `tint`, or both. Finished stages are kept beside bundles.
     """
-    if plot_file is not None:
-        from simo_build.plots import draw_coefficients, save  # what is missing is told before work
     from simo_build.coefficients import coefficients, table
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
-    from simo_build.report import write_json
 
     loaded = load_recipe(recipe, data=data, experts=experts)
-    found = coefficients(loaded, Path("bundles") / ".stages", progress=Bars())
-    click.echo(table(found))
-    if json_file is not None:
-        write_json(found, json_file)
-    if plot_file is not None:
-        save(draw_coefficients(found), plot_file)
+    found = coefficients(loaded, STAGES, progress=Bars())
+    finish(found, table(found), json_file, plot_file)
