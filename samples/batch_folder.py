@@ -6,9 +6,10 @@ Photos are decoded, inferred and written at the same time; a bad one is named, a
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from simo_runtime import Predictor
+from simo_runtime import Predictor, SimoError
 from simo_runtime.cpus import available_cpus
 from simo_runtime.pipeline import Pipeline
 from simo_runtime.sinks import Forms, Lines
@@ -24,18 +25,23 @@ def main() -> None:
     given = parser.parse_args()
     sinks = [Forms(given.out, ("png",)), Lines(given.out / "statistics.jsonl")]
     done = bad = 0
-    # One thread a pass and a pass a CPU: nothing waits for anything.
-    with Predictor.open(given.bundle, threads=1) as predict:
-        pipeline = Pipeline(predict, sinks=sinks, lanes=available_cpus(), reduced=True)
-        for outcome in pipeline.run(find([given.photos])):
-            done += 1
-            if outcome.error is not None:
-                bad += 1
-                print(f"Error: {outcome.error}")
-    for sink in sinks:
-        sink.close()
+    try:
+        # One thread a pass and a pass a CPU: nothing waits for anything.
+        with Predictor.open(given.bundle, threads=1) as predict:
+            pipeline = Pipeline(predict, sinks=sinks, lanes=available_cpus(), reduced=True)
+            for outcome in pipeline.run(find([given.photos])):
+                done += 1
+                if outcome.error is not None:
+                    bad += 1
+                    print(f"Error: {outcome.error}")
+    finally:
+        for sink in sinks:
+            sink.close()
     print(f"{done} photos, {bad} of them bad: {given.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SimoError as error:
+        sys.exit(f"Error: {error}")

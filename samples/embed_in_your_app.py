@@ -3,6 +3,7 @@
 python samples/embed_in_your_app.py bundles/rooms photo.jpg
 """
 
+import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,19 +41,22 @@ class Rooms:
 
 def main() -> None:
     """Ask from four threads at once."""
-    bundle, photo = map(Path, sys.argv[1:])
-    try:
-        rooms = Rooms(bundle)
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(rooms.distances, [photo] * 4))
-        assert all(answer == answers[0] for answer in answers)
-        for name, metres in answers[0].items():
-            print(f"{name:<12}{metres:6.2f} m")
-        print(f"{'nearest':<12}{rooms.nearest(read_image(photo)):6.2f} m")
-        rooms.close()
-    except SimoError as error:
-        sys.exit(f"Error: {error}")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("photo", type=Path)
+    given = parser.parse_args()
+    rooms = Rooms(given.bundle)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(rooms.distances, [given.photo] * 4))
+    assert all(answer == answers[0] for answer in answers)
+    for name, metres in answers[0].items():
+        print(f"{name:<12}{metres:6.2f} m")
+    print(f"{'nearest':<12}{rooms.nearest(read_image(given.photo)):6.2f} m")
+    rooms.close()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SimoError as error:
+        sys.exit(f"Error: {error}")

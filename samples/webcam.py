@@ -8,9 +8,10 @@ Any source of simo-infer will do: a camera, a stream, a video, a folder.
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
-from simo_runtime import Predictor
+from simo_runtime import Predictor, SimoError
 from simo_runtime.pipeline import Pipeline
 from simo_runtime.sinks import Video
 from simo_runtime.sources import find
@@ -25,16 +26,21 @@ def main() -> None:
     given = parser.parse_args()
     source = find([given.source])
     video = Video(given.out, source.rate)
-    with Predictor.open(given.bundle) as predict, contextlib.suppress(KeyboardInterrupt):
-        for outcome in Pipeline(predict, sinks=[video]).run(source):
-            if outcome.error is not None:
-                print(f"Error: {outcome.error}")
-                continue
-            depth = (outcome.scene or {}).get("depth")
-            print(f"{outcome.frame.origin}: {depth.summary() if depth else 'done'}")
-    for path in video.close():
-        print(path)
+    try:
+        with Predictor.open(given.bundle) as predict, contextlib.suppress(KeyboardInterrupt):
+            for outcome in Pipeline(predict, sinks=[video]).run(source):
+                if outcome.error is not None:
+                    print(f"Error: {outcome.error}")
+                    continue
+                depth = (outcome.scene or {}).get("depth")
+                print(f"{outcome.frame.origin}: {depth.summary() if depth else 'done'}")
+    finally:
+        for path in video.close():
+            print(path)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SimoError as error:
+        sys.exit(f"Error: {error}")

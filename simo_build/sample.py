@@ -12,7 +12,7 @@ from simo_build.formats import Dataset
 from simo_build.recipe import ImagePart, TaskPart
 from simo_build.sources import UNTARGETED
 from simo_runtime.errors import DataError
-from simo_runtime.placement import Placement
+from simo_runtime.placement import Placement, fill_colour
 from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
@@ -79,12 +79,6 @@ def where_known(truth: Array, known: NDArray[np.bool_], kind: str, name: str) ->
         return truth
     mask = known[..., None] if truth.ndim == 3 else known
     return np.where(mask, truth, truth.dtype.type(entry.empty))
-
-
-def fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Give the colour of letterbox bars: the mean, which is zero in normalised space."""
-    red, green, blue = (round(255 * value) for value in mean)
-    return red, green, blue
 
 
 def itself(image_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:

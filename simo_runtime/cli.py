@@ -97,7 +97,7 @@ def _forms(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option(
     "--json",
     "lines",
-    type=click.Path(allow_dash=True),
+    type=click.Path(dir_okay=False, allow_dash=True),
     help="Also write statistics, a line of JSON for each picture; - for standard output.",
 )
 @click.option("--backend", help="What to run on.  [default: the first that can run here]")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from simo_runtime.backends import BACKENDS, choose, load_backend
+from simo_runtime.backends.onnxruntime_graph import failures
 from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import affinity, available_cpus, cgroup_quota
 from simo_runtime.engines import default_root
@@ -103,8 +104,8 @@ def environment(tensorrt: str | None, onnxruntime_gpu: str | None) -> str:
         return "without TensorRT: neither the backend tensorrt nor ONNX Runtime's provider can run"
     if major >= 11:
         return f"for native TensorRT {tensorrt}: ONNX Runtime's TensorRT provider needs TensorRT 10"
-    also = "and for ONNX Runtime's provider" if onnxruntime_gpu else "onnxruntime-gpu is missing"
-    return f"for TensorRT {tensorrt}, native {also}"
+    also = " and for ONNX Runtime's provider" if onnxruntime_gpu else "; onnxruntime-gpu is missing"
+    return f"for TensorRT {tensorrt}, native{also}"
 
 
 def _processor() -> Iterator[tuple[str, str]]:
@@ -146,10 +147,14 @@ def _providers() -> Iterator[tuple[str, str]]:
 def _provider(onnxruntime: ModuleType, options: object, name: str) -> str:
     """Ask for one provider with the probe, and say which ones are active then."""
     try:
-        session = onnxruntime.InferenceSession(PROBE, options, providers=[name], enable_fallback=0)
-    except (RuntimeError, ValueError) as error:
+        with failures(Path("probe"), "it cannot start"):
+            session = onnxruntime.InferenceSession(
+                PROBE, options, providers=[name], enable_fallback=0
+            )
+    except SimoError as error:
         # ONNX Runtime writes the place in its source before what it has to say.
-        return f"asked for; it cannot start: {str(error).splitlines()[0].rpartition('&) ')[2]}"
+        said = str(error.__cause__).partition("\n")[0].rpartition("&) ")[2]
+        return f"asked for; it cannot start: {said}"
     active = session.get_providers()
     return "active" if name in active else f"asked for; active instead: {', '.join(active)}"
 

@@ -28,6 +28,7 @@ from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError
 from simo_runtime.gpu import Gpu
 from simo_runtime.onnxfile import read_onnx
+from simo_runtime.remembered import cache_root
 
 SCHEMA = "simo.engine/2"  # counts up when the same spec comes to give another engine
 # Which other GPUs an engine runs on: none, those of the same compute capability, or all from
@@ -152,10 +153,7 @@ def machine_folder(root: Path, gpu: Gpu) -> Path:
 
 def default_root() -> Path:
     """Give the folder of all engines: under XDG_CACHE_HOME, or .cache in the home folder."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path is to be ignored, says the XDG Base Directory Specification.
-    base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    return base / "simo" / "engines"
+    return cache_root() / "engines"
 
 
 def check_private(folder: Path) -> None:

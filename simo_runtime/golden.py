@@ -67,9 +67,9 @@ def write_golden(session: Session, bundle: Bundle) -> Path:
     for name, values in sampled(session, bundle).items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise BundleError(f"{bundle.root}: {name} has values that are no numbers")
-        flat = values.ravel().tolist()
-        rounded = [float(f"{value:.{DIGITS}g}") for value in flat] if values.ndim else flat
-        numbers = flat if values.dtype.kind != "f" else rounded
+        numbers = values.ravel().tolist()
+        if values.dtype.kind == "f":
+            numbers = [float(f"{number:.{DIGITS}g}") for number in numbers]
         tasks[name] = {"shape": list(values.shape), "values": numbers}
     path = bundle.root / GOLDEN
     with whole(path) as partial:
@@ -97,6 +97,8 @@ def read_golden(bundle: Bundle) -> dict[str, Array] | None:
             for name, entry in data["tasks"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: {error}") from error
+    except (OverflowError, RecursionError) as error:  # too large a number, or nested too deeply
         raise BundleError(f"{path}: {error}") from error
 
 

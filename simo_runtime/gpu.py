@@ -33,7 +33,7 @@ def find_gpu() -> Gpu:
     try:
         cuda = ctypes.CDLL(LIBRARY)
     except OSError as error:
-        needs = "TensorRT needs an NVIDIA GPU and its driver"
+        needs = "this needs an NVIDIA GPU and its driver"
         raise BackendError(f"there is no NVIDIA driver here: {error}; {needs}") from error
     count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()

@@ -12,6 +12,12 @@ from simo_runtime.image import Pixels
 Fit = Literal["stretch", "letterbox"]
 
 
+def fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Give the colour of letterbox bars: the mean, which is zero in normalised space."""
+    red, green, blue = (round(255 * value) for value in mean)
+    return red, green, blue
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where an image of `source` (height, width) lies in the network's image, and how it got there.

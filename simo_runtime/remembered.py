@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simo_runtime.files import whole
+
 
 def recall(what: str, key: Mapping[str, Any]) -> Any | None:
     """Give what is remembered under a key, or None."""
@@ -30,10 +32,9 @@ def remember(what: str, key: Mapping[str, Any], value: Any) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(what, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         text = json.dumps({"key": dict(key), "value": value}, indent=1, sort_keys=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def cache_root() -> Path:

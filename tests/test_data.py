@@ -16,11 +16,11 @@ from simo_build.formats.folder import DECODERS, FolderDataset
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
 from simo_build.recipe import Recipe, TaskPart
-from simo_build.sample import fill_colour, fit_truth
+from simo_build.sample import fit_truth
 from simo_build.sources import UNTARGETED, Target
 from simo_runtime.errors import DataError, UnknownNameError
 from simo_runtime.metrics import IGNORE
-from simo_runtime.placement import Placement
+from simo_runtime.placement import Placement, fill_colour
 from simo_runtime.tasks import KINDS
 
 Array = NDArray[Any]

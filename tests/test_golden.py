@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simo_runtime import BackendError, BundleError, Predictor, golden
+from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.bundle import MANIFEST, Bundle, sha256_of
 from simo_runtime.golden import GOLDEN, differences, golden_image, read_golden
 from simo_runtime.remembered import cache_root
@@ -75,6 +76,19 @@ def test_weights_that_compute_something_else_are_refused(rooms_copy: Path, joint
     Predictor.open(rooms_copy, joint=joint, self_test=False)
 
 
+def test_a_session_that_fails_the_test_is_closed(
+    rooms_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[OnnxRuntimeSession] = []
+    monkeypatch.setattr(OnnxRuntimeSession, "close", lambda self: closed.append(self))
+    Predictor.open(rooms_copy)
+    assert not closed
+    change_weights(rooms_copy / "depth.bin", 0.5)
+    with pytest.raises(BackendError, match="self-test failed"):
+        Predictor.open(rooms_copy)
+    assert len(closed) == 1
+
+
 def test_weights_that_are_no_numbers_are_refused(rooms_copy: Path) -> None:
     change_weights(rooms_copy / "depth.bin", float("nan"))
     with pytest.raises(BackendError, match="depth: differs by nan"):
@@ -104,6 +118,8 @@ def test_a_bundle_of_an_older_build_has_no_test(rooms_copy: Path) -> None:
         f'{HEAD} {{"depth": {{"shape": [2], "values": [1]}}}}}}',
         f'{HEAD} {{"depth": {{"shape": [1], "values": ["x"]}}}}}}',
         f"{HEAD} []}}",
+        "[" * 100_000,
+        f'{HEAD} {{"depth": {{"shape": [1], "values": [1{"0" * 400}]}}}}}}',
     ],
 )
 def test_a_golden_file_that_makes_no_sense_is_a_bundle_error(rooms_copy: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,3 +61,13 @@ def test_a_program_asks_from_several_threads(
     wrong = run("embed_in_your_app.py", rooms_bundle, tmp_path / "gone.jpg", cwd=tmp_path)
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize("sample", ["webcam.py", "batch_folder.py", "embed_in_your_app.py"])
+def test_a_mistake_is_said_in_words(sample: str, tmp_path: Path) -> None:
+    told = run(sample, tmp_path / "no-bundle", tmp_path / "nothing.mp4", cwd=tmp_path)
+    assert told.returncode == 1
+    assert told.stderr.startswith("Error: ")
+    assert "Traceback" not in told.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert run(sample, cwd=tmp_path).stderr.startswith("usage: ")

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simo_runtime import BackendError
+from simo_runtime import BackendError, BundleError
 from simo_runtime import backends as package
 from simo_runtime.backends import load_backend
 from simo_runtime.backends.tensorrt import BACKEND, Plan, _finder
@@ -203,6 +204,13 @@ def test_without_an_engine_the_command_that_builds_it_is_named(
     find = _finder(bundle, "fp32", "11.4.0.106", tensorrt_stand_in.GPU, tmp_path)
     with pytest.raises(BackendError, match="there is no fp32 engine of encoder for NVIDIA RTX"):
         find("encoder")
+
+
+def test_a_bundle_without_a_joint_graph_says_so(bundle: Bundle) -> None:
+    graphs = {"fp32": replace(bundle.manifest.graph_files("fp32"), joint=None)}
+    older = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+    with pytest.raises(BundleError, match="there is no joint graph in fp32"):
+        BACKEND.open(older, joint=True)
 
 
 def test_it_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.graphs import ENCODER, IMAGE
 from simo_runtime.image import read_image
-from simo_runtime.placement import Placement
+from simo_runtime.placement import Placement, fill_colour
 from simo_runtime.predictor import restore
 
 WHOLE = ("joint", "sequential")  # the arms that are timed from the file on
@@ -43,8 +43,7 @@ class Photo:
         """Bring it to the network's size, uint8 (1, H, W, 3)."""
         manifest = self.manifest
         place = Placement(photo_HW3.shape[:2], manifest.image_size, manifest.fit)
-        red, green, blue = (round(255 * value) for value in manifest.mean)
-        return place.apply(photo_HW3, fill=(red, green, blue))[None], place
+        return place.apply(photo_HW3, fill=fill_colour(manifest.mean))[None], place
 
     def restore(self, outputs: Outputs, place: Placement) -> list[NDArray[Any]]:
         """Bring every output to the photo's size."""

@@ -25,7 +25,7 @@ from simo_runtime.errors import BackendError, listing
 from simo_runtime.golden import golden_image
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 from simo_runtime.image import read_image
-from simo_runtime.placement import Placement
+from simo_runtime.placement import Placement, fill_colour
 
 Array = NDArray[Any]
 IMAGES = 4  # made up, where no photos are given
@@ -125,12 +125,12 @@ def pixels_for(bundle: Bundle, photos: Sequence[Path]) -> NDArray[np.uint8]:
     size, fit = bundle.manifest.image_size, bundle.manifest.fit
     if not photos:
         return np.concatenate((golden_image(size)[None], made_up(size)))
-    red, green, blue = (round(255 * value) for value in bundle.manifest.mean)
+    fill = fill_colour(bundle.manifest.mean)
     placed = []
     for photo in photos:
         image = read_image(photo)
         place = Placement(image.shape[:2], size, fit)
-        placed.append(place.apply(image, fill=(red, green, blue)))
+        placed.append(place.apply(image, fill=fill))
     return np.stack(placed)
 
 

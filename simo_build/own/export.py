@@ -28,7 +28,7 @@ from simo_export.graph import EXPORTER
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import RecipeError
 from simo_runtime.image import read_image
-from simo_runtime.placement import Placement
+from simo_runtime.placement import Placement, fill_colour
 from simo_runtime.tasks import TaskSpec
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
@@ -113,12 +113,11 @@ def samples_of(file: ModelFile, loaded: LoadedRecipe, progress: Progress) -> Sam
     if not photos:
         raise RecipeError(f"{loaded.shown}: images: there is no photo in {folder}")
     image = loaded.recipe.image
-    red, green, blue = (round(255 * value) for value in image.mean)
     placed = []
     for photo in photos[: loaded.recipe.export.images]:
         pixels = read_image(photo)
         place = Placement(pixels.shape[:2], image.size, image.fit)
-        placed.append(place.apply(pixels, fill=(red, green, blue)))
+        placed.append(place.apply(pixels, fill=fill_colour(image.mean)))
     return Samples(np.stack(placed), {})
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simo_runtime.bundle import Bundle
-from simo_runtime.errors import BackendError, unknown
+from simo_runtime.errors import BackendError, BundleError, unknown
+from simo_runtime.graphs import JOINT
 
 Pixels = NDArray[np.uint8]
 Outputs = Mapping[str, NDArray[Any]]
@@ -83,6 +84,15 @@ def load_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     return cast("Backend", import_module(BACKENDS[name]).BACKEND)
+
+
+def check_joint(bundle: Bundle, precision: str, joint: Joint) -> None:
+    """Raise BundleError if all tasks must run in one graph and the bundle has none."""
+    if joint is True and JOINT not in bundle.manifest.graph_files(precision).named():
+        raise BundleError(
+            f"{bundle.root}: there is no joint graph in {precision}; build the bundle again, "
+            "or leave joint at auto"
+        )
 
 
 def choose(wanted: str | Backend | None) -> Backend:

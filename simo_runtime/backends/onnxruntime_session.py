@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simo_runtime.backends import Joint, Pixels
+from simo_runtime.backends import Joint, Pixels, check_joint
 from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_graph
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, BundleError
@@ -41,11 +41,7 @@ class OnnxRuntimeSession:
         self._lock = threading.Lock()
         self._open: dict[str, OpenGraph] | None = {}
         self._seen = signatures(bundle)
-        if joint is True and JOINT not in self._names:
-            raise BundleError(
-                f"{bundle.root}: there is no joint graph in {precision}; build the bundle again, "
-                "or leave joint at auto"
-            )
+        check_joint(bundle, precision, joint)
         known = recall("joint", self._key()) if joint == "auto" else joint
         self._joint: bool | None = False if JOINT not in self._names else known
         self._graph(JOINT if self._joint else ENCODER)
@@ -74,9 +70,7 @@ class OnnxRuntimeSession:
                     lambda: self._run_joint(pixels), lambda: self._run_split(pixels, tasks)
                 )
                 self._joint = joint < split
-                found = {"joint_s": joint, "split_s": split}
                 remember("joint", self._key(), self._joint)
-                remember("joint-times", self._key(), found)
                 self._forget([JOINT] if not self._joint else [ENCODER, *tasks])
             return self._joint
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from simo_runtime.backends import Joint, Session
+from simo_runtime.backends import Joint, Session, check_joint
 from simo_runtime.bundle import Bundle
 from simo_runtime.engines import Engine, default_root, engines_of, read_plan
 from simo_runtime.errors import BackendError
@@ -77,6 +77,7 @@ class Tensorrt:
 
         Raises BackendError if this machine has none for a graph, naming the command that builds it.
         """
+        check_joint(bundle, precision, joint)
         from simo_runtime.backends.tensorrt_engine import tensorrt_version
         from simo_runtime.backends.tensorrt_session import TensorrtSession
 
