@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from simo_bench.cli import main
 from simo_bench.document import KEYS, SCHEMA, check
 from simo_bench.latency import Options, ask, setup_of
+from simo_bench.parts import part_of
 from simo_bench.setup import Setup
-from simo_bench.singles import COPIES, copies_of, experts_of, part_of
+from simo_bench.singles import COPIES, copies_of, experts_of
 from simo_bench.worker import measure, reason
 from simo_runtime.backends import load_backend
 from simo_runtime.bundle import Bundle

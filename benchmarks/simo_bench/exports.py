@@ -14,9 +14,7 @@ Runtime, in one process, in random order within every round, with the same threa
 """
 
 import os
-import random
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simo_bench.samples import spread
+from simo_bench.turns import alternating
 from simo_build.cli import polite
 from simo_build.encoder import Encoder, randomise
 from simo_build.origin import command_of, origin, write_json
@@ -49,7 +48,6 @@ CALIBRATION = 8
 WANTED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")  # of the processor
 FASTER_INT8 = 1.8
 COSINE = 0.99
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,29 +219,13 @@ def prepared(
     return arms
 
 
-def timed(
-    arms: Mapping[str, Arm], rounds: int, say: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Run all arms in every round, in random order; milliseconds for one image."""
-    order, samples = random.Random(0), {name: list[float]() for name in arms}
-    for arm in arms.values():
-        arm.run(), arm.run()
-    for number in range(1, rounds + 1):
-        say(f"round {number}/{rounds}")
-        for name in order.sample(list(arms), len(arms)):
-            start = time.perf_counter_ns()
-            arms[name].run()
-            samples[name].append((time.perf_counter_ns() - start) / 1e6)
-    return samples
-
-
 def measured(
     encoder: Encoder, *, rounds: int, threads: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure everything, and give it in plain values."""
     with tempfile.TemporaryDirectory() as folder:
         arms = prepared(encoder, Path(folder), threads, say)
-        samples = timed(arms, rounds, say)
+        samples = alternating({name: arm.run for name, arm in arms.items()}, rounds, say)
         exact, whole = (arms[name].run()[0] for name in ("ours", "int8"))
         same = arms["torch"].run()[0]
 

@@ -22,8 +22,9 @@ from simo_bench.devices import Device, device_for
 from simo_bench.document import SCHEMA, derive
 from simo_bench.limits import counted, limits
 from simo_bench.machine import about, steadier
+from simo_bench.parts import disk_bytes, part_of
 from simo_bench.setup import ARMS, USUAL, Setup
-from simo_bench.singles import Singles, copies_of, disk_bytes, experts_of, part_of, provenance_gate
+from simo_bench.singles import Singles, copies_of, experts_of
 from simo_build.origin import origin
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
@@ -161,6 +162,12 @@ def _document(
 def signed(command: str, who: str) -> dict[str, Any]:
     """Say who measured when, and where it comes from."""
     return {"who": who, "when": time.strftime("%Y-%m-%d", time.gmtime()), **origin(command)}
+
+
+def provenance_gate(bundle: Bundle) -> list[dict[str, object]]:
+    """Give what the build's comparison with PyTorch found; nothing if the bundle does not tell."""
+    gate = bundle.manifest.provenance.get("gate", {})
+    return [dict(one) for one in json.loads(json.dumps(gate)).get("found", [])]
 
 
 def _settings(setup: Setup, options: Options, singles: Singles) -> dict[str, Any]:

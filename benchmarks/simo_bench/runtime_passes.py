@@ -1,8 +1,6 @@
 """One pass against one model a task, and the predictor against bare calls of ONNX Runtime."""
 
-import random
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from simo_bench.limits import counted, ideal
+from simo_bench.samples import spread as spread_of
 from simo_bench.singles import copies_of, experts_of
+from simo_bench.turns import Arms, alternating
 from simo_runtime.backends import load_backend
 from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_graph
 from simo_runtime.bundle import Bundle
@@ -20,30 +21,11 @@ from simo_runtime.image import Pixels
 from simo_runtime.predictor import Predictor
 
 SHARE, PERCENT, MILLISECONDS = 0.95, 2.0, 1.0  # the bars
-WARM_UP = 3
-Arms = Mapping[str, Callable[[], object]]
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
-    """Give count, median, and the 5th and 95th percentile."""
-    low, middle, high = np.percentile(samples, (5, 50, 95))
-    found = {"count": len(samples), "median": middle, "p05": low, "p95": high}
-    return {name: round(float(value), 6) for name, value in found.items()}
-
-
-def alternating(arms: Arms, rounds: int) -> dict[str, list[float]]:
-    """Time every arm once a round, in an order drawn anew; milliseconds."""
-    for arm in arms.values():
-        for _ in range(WARM_UP):
-            arm()
-    samples: dict[str, list[float]] = {name: [] for name in arms}
-    draw = random.Random(0)
-    for _ in range(rounds):
-        for name in draw.sample(list(arms), len(arms)):
-            start = time.perf_counter_ns()
-            arms[name]()
-            samples[name].append((time.perf_counter_ns() - start) / 1e6)
-    return samples
+    """Give count, median, and the 5th and 95th percentile, to six decimals."""
+    return {name: round(value, 6) for name, value in vars(spread_of(samples)).items()}
 
 
 def noise(bundle: Bundle) -> Pixels:
@@ -97,30 +79,28 @@ def one_pass(bundle: Bundle, rounds: int) -> dict[str, Any]:
         for session in (ours, *theirs.values()):
             session.close()
     middle = {name: float(np.median(values)) for name, values in samples.items()}
-    head = sum(middle[f"head {name}"] for name in names) / len(names)
-    ideal = len(names) * (middle["encoder"] + head) / (middle["encoder"] + len(names) * head)
+    heads = [middle[f"head {name}"] for name in names]
+    best = ideal([middle["encoder"]] * len(names), heads, middle["encoder"])
     pairs = zip(samples["per_task"], samples["one_pass"], strict=True)
     ratio = spread([one / other for one, other in pairs])
     return {
         "ms": {name: spread(values) for name, values in samples.items()},
         "singles": singles.what,
         "ratio": ratio,
-        "ideal": round(ideal, 4),
+        "ideal": round(best, 4),
         "ideal_from_operations": counted_ideal(bundle),
-        "share_of_ideal": round(ratio["median"] / ideal, 4),
+        "share_of_ideal": round(ratio["median"] / best, 4),
         "bar": f"at least {SHARE} of the ideal",
-        "met": ratio["median"] >= SHARE * ideal,
+        "met": ratio["median"] >= SHARE * best,
     }
 
 
 def counted_ideal(bundle: Bundle) -> float:
-    """Give T (E + H) / (E + T H) from counted multiplications."""
-    from simo_bench.counting import count_graph
-
-    files = bundle.manifest.graph_files("fp32")
-    encoder = count_graph(bundle.root / files.encoder).operations
-    heads = [count_graph(bundle.root / file).operations for file in files.heads.values()]
-    return round((len(heads) * encoder + sum(heads)) / (encoder + sum(heads)), 4)
+    """Give T (E + H) / (E + T H) from counted operations."""
+    counts = counted(bundle)
+    encoder = counts.encoder.operations
+    heads = [head.operations for head in counts.heads.values()]
+    return round(ideal([encoder] * len(heads), heads, encoder), 4)
 
 
 def overhead(bundle: Bundle, rounds: int) -> dict[str, Any]:

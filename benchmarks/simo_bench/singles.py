@@ -5,17 +5,13 @@ writes. Without them, parts of the bundle itself stand for them: for every task 
 encoder with the task's head, as large and as slow as an expert, and each with memory of its own.
 """
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
-from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, sha256_of
+from simo_bench.parts import part_of
+from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BundleError
-from simo_runtime.graphs import GraphFiles
 
 EXPERTS, COPIES = "the experts' own bundles", "copies of the shared encoder, one a task"
 
@@ -53,83 +49,3 @@ def copies_of(bundle: Bundle, tasks: Sequence[str], folder: Path, precision: str
     return Singles(
         {task: part_of(bundle, [task], folder / task, precision) for task in tasks}, COPIES
     )
-
-
-def part_of(bundle: Bundle, tasks: Sequence[str], out: Path, precision: str) -> Bundle:
-    """Write a bundle with some of a bundle's tasks: fp32 and one more precision at most."""
-    manifest = bundle.manifest
-    kept = {name: files for name, files in manifest.graphs.items() if name in ("fp32", precision)}
-    graphs = {
-        name: replace(files, heads={task: files.heads[task] for task in tasks})
-        for name, files in kept.items()
-    }
-    out.mkdir(parents=True)
-    for files in graphs.values():
-        _copy(bundle, files, out)
-    listed = {
-        path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
-        for path in sorted(out.iterdir())
-    }
-    part = replace(
-        manifest,
-        name=f"{manifest.name} of {', '.join(tasks)}",
-        tasks=tuple(manifest.task(task) for task in tasks),
-        graphs=graphs,
-        files=listed,
-    )
-    (out / MANIFEST).write_text(part.to_json(), encoding="utf-8")
-    return Bundle.open(out)
-
-
-def _copy(bundle: Bundle, files: GraphFiles, out: Path) -> None:
-    """Copy graphs with the files that their weights lie in; a joint graph loses its other heads."""
-    for name in (files.encoder, *files.heads.values()):
-        shutil.copyfile(bundle.root / name, out / name)
-        for weights in locations(onnx.load(bundle.root / name, load_external_data=False)):
-            if not (out / weights).exists():
-                shutil.copyfile(bundle.root / weights, out / weights)
-    if files.joint is not None:
-        joint = onnx.load(bundle.root / files.joint, load_external_data=False)
-        onnx.save(pruned(joint, list(files.heads)), out / files.joint)
-
-
-def locations(model: onnx.ModelProto) -> set[str]:
-    """Name the files in which a graph's weights lie."""
-    return {
-        entry.value
-        for one in model.graph.initializer
-        for entry in one.external_data
-        if entry.key == "location"
-    }
-
-
-def pruned(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Give a graph with some of its outputs, and nothing that only the others need."""
-    needed, nodes = set(outputs), []
-    for node in reversed(model.graph.node):  # ONNX has them in an order that can be run
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(node.input)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    weights = [one for one in model.graph.initializer if one.name in needed]
-    ends = [one for one in model.graph.output if one.name in outputs]
-    del copy.graph.node[:], copy.graph.initializer[:], copy.graph.output[:]
-    copy.graph.node.extend(reversed(nodes))
-    copy.graph.initializer.extend(weights)
-    copy.graph.output.extend(ends)
-    return copy
-
-
-def disk_bytes(bundle: Bundle, precision: str) -> int:
-    """Add up the graphs of one precision and the files that their weights lie in."""
-    names = set(bundle.manifest.graph_files(precision).named().values())
-    for name in list(names):
-        names |= locations(onnx.load(bundle.root / name, load_external_data=False))
-    return sum(bundle.manifest.files[name].bytes for name in names)
-
-
-def provenance_gate(bundle: Bundle) -> list[dict[str, object]]:
-    """Give what the build's comparison with PyTorch found; nothing if the bundle does not tell."""
-    gate = bundle.manifest.provenance.get("gate", {})
-    return [dict(one) for one in json.loads(json.dumps(gate)).get("found", [])]

@@ -95,8 +95,8 @@ def build_command(
 
 def tell_plan(loaded: "LoadedRecipe", target: Path, *, with_experts: bool) -> None:
     """Print what a build would do; exit code 1 and the faults where something is missing."""
+    from simo_build.expert_bundles import experts_folder
     from simo_build.plan import many, plan
-    from simo_build.singles import experts_folder
 
     refuse_several()
     planned = plan(loaded, target)
@@ -111,8 +111,8 @@ def tell_plan(loaded: "LoadedRecipe", target: Path, *, with_experts: bool) -> No
 def beside(loaded: "LoadedRecipe", bundle: "Bundle", *, with_experts: bool, engines: bool) -> None:
     """Make what is wanted beside a bundle, and print where it is."""
     if with_experts:
+        from simo_build.expert_bundles import build_experts
         from simo_build.progress import Bars
-        from simo_build.singles import build_experts
 
         for one in build_experts(loaded, bundle.root, progress=Bars()).values():
             click.echo(one.root)

@@ -8,10 +8,10 @@ import torch
 from click.testing import CliRunner
 
 from simo_build.cli import build_command
+from simo_build.expert_bundles import build_experts, experts_folder
 from simo_build.loading import load_recipe
 from simo_build.losses import TORCH_KINDS
 from simo_build.progress import Silent
-from simo_build.singles import build_experts, experts_folder
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import CheckpointError, ExportError
 from simo_runtime.predictor import Predictor
