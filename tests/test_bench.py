@@ -23,7 +23,7 @@ from simo_bench.setup import Setup
 from simo_bench.singles import COPIES, copies_of, experts_of
 from simo_bench.worker import measure, reason
 from simo_runtime.backends import load_backend
-from simo_runtime.bundle import Bundle
+from simo_runtime.bundle import MANIFEST, Bundle
 from simo_runtime.errors import BackendError, BundleError, UnknownNameError
 
 FEW = [
@@ -216,30 +216,6 @@ def test_limits_need_no_run(rooms_bundle: Path) -> None:
     assert len(every.stdout.splitlines()) > 100
 
 
-def test_the_pytorch_arms_say_what_they_need(rooms_bundle: Path, tmp_path: Path) -> None:
-    from simo_bench.torcharms import open_torch
-
-    bundle = Bundle.open(rooms_bundle)
-    one = setup(bundle, tmp_path)
-    with pytest.raises(BackendError, match="give --recipe"):
-        open_torch("torch_eager", one, np.zeros((1, 2, 2, 3), np.uint8))
-
-
-def test_eager_pytorch_is_the_bundles_own_model(
-    rooms_bundle: Path, rooms_data: Path, tmp_path: Path
-) -> None:
-    from tests.conftest import RECIPE
-
-    recipe = {"recipe": str(RECIPE), "data": str(rooms_data), "experts": "experts"}
-    bundle = Bundle.open(rooms_bundle)
-    one = setup(bundle, tmp_path, recipe=recipe)
-    found = measure(
-        Setup.from_json(json.dumps({**json.loads(one.to_json()), "arms": ["torch_eager"]}))
-    )
-    assert found["arms"]["torch_eager"]["reason"] is None
-    assert len(found["ms"]["torch_eager"]) == 2
-
-
 def test_memory_is_measured_in_a_process_of_its_own(rooms_bundle: Path, tmp_path: Path) -> None:
     one = replace(setup(Bundle.open(rooms_bundle), tmp_path), arms=("joint",), memory=True)
     assert Setup.from_json(one.to_json()) == one
@@ -254,9 +230,11 @@ def test_an_arm_that_cannot_be_opened_is_told_without_paths(
     rooms_bundle: Path, tmp_path: Path
 ) -> None:
     one = replace(setup(Bundle.open(rooms_bundle), tmp_path), arms=("split", "torch_eager"))
-    found = measure(replace(one, precision="fp32", extras=False))
+    own = part_of(Bundle.open(one.bundle), one.tasks, tmp_path / "own", "fp32").root / MANIFEST
+    own.write_text(json.dumps({**json.loads(own.read_text()), "provenance": {}}))
+    found = measure(replace(one, bundle=str(own.parent), extras=False))
     assert found["arms"]["split"]["reason"] is None
-    assert "give --recipe" in found["arms"]["torch_eager"]["reason"]
+    assert "built from a recipe; own tells of none" in found["arms"]["torch_eager"]["reason"]
     error = BackendError(f"{one.bundle}/joint.onnx: cannot be loaded")
     assert reason(error, one) == f"{rooms_bundle.name}/joint.onnx: cannot be loaded"
 

@@ -74,9 +74,6 @@ def _numbers(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The photo of the stages.  [default: one is drawn, 1280 x 960]",
 )
-@click.option("--recipe", help="The bundle's recipe, for the PyTorch arms.")
-@click.option("--data", type=click.Path(exists=True, file_okay=False), envvar="SIMO_DATA")
-@click.option("--experts", type=click.Path(file_okay=False), default="experts")
 @click.option("--who", default="the project", show_default=True, help="Who measures; kept in JSON.")
 @click.option("--limits", is_flag=True, help="Count operations and bytes; time nothing.")
 @click.option("--layers", is_flag=True, help=f"With --limits: every layer, not only {LAYERS}.")
@@ -142,9 +139,8 @@ def _options(chosen: dict[str, Any], device: "Device | None") -> "Options":
     from simo_bench.latency import Options
     from simo_bench.setup import USUAL
 
-    recipe = {name: chosen.pop(name) for name in ("recipe", "data", "experts")}
     arms = chosen.pop("arms") or USUAL
-    return Options(**chosen, arms=arms, recipe=recipe, device=device)
+    return Options(**chosen, arms=arms, device=device)
 
 
 def _limits(bundle: Path, precision: str, device: "Device", layers: bool) -> str:

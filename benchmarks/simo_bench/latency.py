@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class Options:
     extras: bool = True  # stages, the whole way from a file, and every number of tasks
     memory: bool = True
     photo: Path | None = None
-    recipe: dict[str, str | None] = field(default_factory=dict)
     seed: int = 0
     who: str = "the project"
     device: Device | None = None  # by default this machine's CPU is measured
@@ -101,7 +100,6 @@ def setup_of(
         photo=str(options.photo.resolve() if options.photo else drawn_photo(folder)),
         batches=options.batches,
         extras=options.extras,
-        recipe=options.recipe,
     )
 
 

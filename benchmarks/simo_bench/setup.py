@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # In the order of the report. The baseline is what people have without a shared encoder.
@@ -39,7 +39,6 @@ class Setup:
     batches: tuple[int, ...]
     extras: bool = True  # stages, the whole way from a file, and every number of tasks
     memory: bool = False  # open the arms and run them a few times, and say what memory that took
-    recipe: Mapping[str, str | None] = field(default_factory=dict)  # of the PyTorch arms
 
     def to_json(self) -> str:
         """Write it down."""
