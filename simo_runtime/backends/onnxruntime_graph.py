@@ -110,6 +110,9 @@ def _session(path: Path, settings: Settings) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = options.enable_mem_pattern = settings.arena
+    # A session's threads spin for some 30 ms after a run, in case another follows, and take that
+    # time from the graph that runs next: from a head, another model, the decoding of a photo.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     for name, value in settings.config:
         options.add_session_config_entry(name, value)
     providers = [(name, dict(entries)) for name, entries in settings.providers]
