@@ -125,6 +125,18 @@ def test_a_shape_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
         count_graph(saved(tmp_path, nodes, [3], [3], {}))
 
 
+def test_a_resizing_by_products_counts_as_one(tmp_path: Path) -> None:
+    """Two rows become eight, four columns sixteen: of 3 channels, whatever zeros are multiplied."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "head.last.across_wW"], ["wide"]),
+        helper.make_node("MatMul", ["head.last.down_Hh", "wide"], ["y"]),
+    ]
+    weights = {"head.last.across_wW": [4, 16], "head.last.down_Hh": [8, 2]}
+    count = count_graph(saved(tmp_path, nodes, [3, 2, 4], [3, 8, 16], weights))
+    assert [one.operations for one in count.layers] == [3 * 3 * 2 * 16, 3 * 3 * 8 * 16]
+    assert count.products == 0
+
+
 def test_the_sample_has_the_multiply_adds_that_torch_counts(rooms_bundle: Path) -> None:
     from simo_build.loading import load_recipe
     from simo_build.size import sizes_of

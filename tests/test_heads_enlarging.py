@@ -1,12 +1,14 @@
 """The last step of a head: some pixels are what the whole image has there."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from simo_build.heads import HEADS, Enlarging, Pixels, make_head
-from simo_build.heads.enlarging import shares
 from simo_export.geometry import Geometry
+from simo_export.upsample import Resizing, ToImage, shares, to_image
 from simo_runtime.tasks import KINDS
 from tests.test_heads_dpt import PLACES, shape_at, spec_of, taps_at
 
@@ -41,9 +43,41 @@ def test_mirrored_pixels_are_the_same_places_of_the_mirrored_image() -> None:
 
 def test_shares_by_hand() -> None:
     # two coarse rows, four fine ones: centres at 0.25 and 0.75 of a row from each end
-    wanted = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    wanted = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], dtype=torch.float64)
     assert_close(shares(2, 4), wanted)
-    assert_close(shares(3, 3), torch.eye(3))
+    assert_close(shares(3, 3), torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "first", "scale"),
+    [
+        ((33, 48), (16, 16), 1, 1),  # products; padded and cropped
+        ((33, 48), (16, 16), 4, 1),
+        ((48, 30), (14, 14), 4, 1),  # taller than wide; by 3.5 after `first`
+        ((33, 48), (16, 16), 1, 8),  # a DPT's last step is too small for products
+        ((32, 48), (16, 16), 1, 16),  # nothing to enlarge
+    ],
+)
+def test_a_graphs_last_step_is_that_of_training(
+    size: tuple[int, int], patch: tuple[int, int], first: int, scale: int
+) -> None:
+    geometry = Geometry(image_size=size, patch=patch)
+    torch.manual_seed(0)
+    h, w = geometry.grid
+    coarse = torch.randn(2, 3, h * scale, w * scale, dtype=torch.float64)
+    how: dict[str, Any] = {"positive": True, "first": first, "scale": scale}
+    wanted = to_image(coarse, geometry, **how)
+    assert wanted.shape[2:] == size
+    assert_close(ToImage(geometry, dtype=torch.float64, **how)(coarse), wanted)
+    assert_close(ToImage(geometry, **how)(coarse.float()), wanted.float())
+
+
+def test_large_steps_are_products_and_small_ones_are_not() -> None:
+    steps = {(12, 192): True, (48, 192): True, (96, 192): False, (80, 280): False}
+    for (old, new), wanted in steps.items():
+        made = Resizing((old, old), (new, new))
+        assert made.by_products is wanted, (old, new)
+        assert not made.state_dict()  # nothing of it is learnt
 
 
 def test_gradients_are_those_of_the_whole_image() -> None:

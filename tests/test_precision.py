@@ -19,7 +19,7 @@ from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
 from simo_export.check import Graph
 from simo_export.graph import export_graph, save_graph
-from simo_export.precision import to_half
+from simo_export.precision import resizes, to_half
 from simo_export.quantise import quantised
 from simo_runtime.errors import ExportError
 from simo_runtime.onnxfile import read_onnx
@@ -114,9 +114,11 @@ def test_a_head_ends_in_float32(graphs: Graphs, precision: str, task: str) -> No
     known, half = types_of(model), ELEMENTS[precision]
     assert {known[one.name] for one in model.graph.input} == {half}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    assert {known[name] for node in products for name in node.input} == {half}
-    resized = [node for node in model.graph.node if node.op_type == "Resize"]
-    assert {known[node.input[0]] for node in resized} == {TensorProto.FLOAT}
+    resizing = [node for node in products if resizes(node)]
+    learnt = [node for node in products if not resizes(node)]
+    assert {known[name] for node in learnt for name in node.input} == {half}
+    assert {known[name] for node in resizing for name in node.input} == {TensorProto.FLOAT}
+    assert len(resizing) == (4 if task == "depth" else 2)
     assert known[task] == (TensorProto.UINT8 if task == "seg" else TensorProto.FLOAT)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
+from simo_export.precision import resizes
 from simo_runtime.errors import BundleError, listing
 
 Shape = tuple[int, ...]
@@ -31,6 +32,7 @@ COSTS = {
     "LayerNormalization": 8, "Pow": 4, "QuantizeLinear": 3, "Resize": 7, "Sigmoid": 6,
     "Softmax": 7, "Sqrt": 4, "Tanh": 8,
 }  # fmt: skip
+BETWEEN = 3  # of a resizing along one side, whatever zeros its matrix has: two factors, one sum
 FEW = 1  # of every other operator: Add, Mul, Relu, Clip, Max, ...
 
 
@@ -142,7 +144,7 @@ def _layer(node: onnx.NodeProto, tensors: Mapping[str, Tensor], weights: set[str
         operations=_operations(node, tensors),
         bytes=0 if free else _moved(node, read, written),
         weights=sum(tensors[name].bytes for name in dict.fromkeys(node.input) if name in weights),
-        product=node.op_type in PRODUCTS,
+        product=node.op_type in PRODUCTS and not resizes(node),
         bits=min((one.bits for one in read if one.bits), default=32),
     )
 
@@ -158,6 +160,8 @@ def _moved(node: onnx.NodeProto, read: Sequence[Tensor], written: Sequence[Tenso
 def _operations(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int:
     given = [tensors[name] for name in node.input if name]
     out = tensors[node.output[0]]
+    if resizes(node):
+        return BETWEEN * out.size
     if node.op_type in PRODUCTS:
         return 2 * PRODUCTS[node.op_type](node, given, out)
     if node.op_type in FREE | MOVES:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import Size, to_image
+from simo_export.upsample import Size, ToImage
 
 
 class PlainDptHead(nn.Module):
@@ -36,12 +36,14 @@ class PlainDptHead(nn.Module):
     ) -> None:
         super().__init__()
         self.readouts, self.trunk, self.layers = nn.ModuleList(readouts), trunk, layers
-        self.geometry, self.positive, self.scale = geometry, positive, scale
+        dtype = next(layers.parameters()).dtype
+        self.to_image = ToImage(geometry, positive=positive, scale=scale, dtype=dtype)
 
     def forward(self, *taps: Tensor) -> Tensor:
         levels = [read(tap) for read, tap in zip(self.readouts, taps, strict=True)]
         coarse_BKhw = self.layers(self.trunk(levels))
-        return to_image(coarse_BKhw, self.geometry, positive=self.positive, scale=self.scale)
+        image_BKHW: Tensor = self.to_image(coarse_BKhw)
+        return image_BKHW
 
 
 class PlainReadout(nn.Module):

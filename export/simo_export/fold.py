@@ -27,7 +27,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import to_image
+from simo_export.upsample import ToImage
 from simo_runtime.errors import ExportError
 
 Triple = tuple[float, float, float]
@@ -144,12 +144,12 @@ class PlainLinearHead(nn.Module):
         first: int,
     ) -> None:
         super().__init__()
-        self.prefix, self.geometry = prefix, geometry
-        self.positive, self.first = positive, first
+        self.prefix, self.grid = prefix, geometry.grid
         pieces = weight_KC.detach().chunk(2 * taps, dim=1)
         self.on_patches = nn.ParameterList(piece.T.contiguous() for piece in pieces[0::2])
         self.on_cls = nn.ParameterList(piece.T.contiguous() for piece in pieces[1::2])
         self.bias_K = nn.Parameter(bias_K.detach().clone())
+        self.to_image = ToImage(geometry, positive=positive, first=first, dtype=bias_K.dtype)
 
     def forward(self, *taps: Tensor) -> Tensor:
         coarse_BSK = taps[0] @ self.on_patches[0]
@@ -159,10 +159,11 @@ class PlainLinearHead(nn.Module):
         ):
             coarse_BSK = coarse_BSK + tap @ patches_DK
             image_B1K = image_B1K + tap[:, :1] @ cls_DK
-        h, w = self.geometry.grid
+        h, w = self.grid
         coarse_BNK = coarse_BSK[:, self.prefix :] + image_B1K
         coarse_BKhw = coarse_BNK.transpose(1, 2).reshape(-1, self.bias_K.shape[0], h, w)
-        return to_image(coarse_BKhw, self.geometry, positive=self.positive, first=self.first)
+        image_BKHW: Tensor = self.to_image(coarse_BKhw)
+        return image_BKHW
 
 
 def check_foldable(vit: VisionTransformer) -> None:

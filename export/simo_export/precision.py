@@ -6,7 +6,8 @@ without bfloat16; so one rewriting serves both. Float32 stay
 - normalisations, whose sums over a token are the first thing to lose its small numbers;
 - the first product on raw pixels: 0 to 255 times small weights, a share of the time that is not
   worth a rounding, and a convolution that has no bfloat16 before opset 22;
-- in a head all that follows its last product: a few channels, which become the answer;
+- in a head all that follows its last product: a few channels, which become the answer. A resizing
+  that is written as two products with fixed matrices is none of these;
 - sums of squares, exponentials and quotients outside Softmax and Gelu, which do theirs in float32
   within the operator.
 
@@ -23,6 +24,7 @@ import onnx
 from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
+from simo_export.upsample import ACROSS, DOWN
 from simo_runtime.errors import ExportError
 
 FLOAT = TensorProto.FLOAT
@@ -226,7 +228,13 @@ def _to_first_product(nodes: list[onnx.NodeProto]) -> Iterator[int]:
 def _after_last_product(nodes: list[onnx.NodeProto]) -> Iterator[int]:
     ahead: set[str] = set()  # values that go into a product
     for number in range(len(nodes) - 1, -1, -1):
-        if nodes[number].op_type in PRODUCTS or ahead & set(nodes[number].output):
+        product = nodes[number].op_type in PRODUCTS and not resizes(nodes[number])
+        if product or ahead & set(nodes[number].output):
             ahead.update(nodes[number].input)
         else:
             yield number
+
+
+def resizes(node: onnx.NodeProto) -> bool:
+    """Tell a product that is one half of a resizing, by the name of its matrix."""
+    return any(name.rpartition(".")[2] in (DOWN, ACROSS) for name in node.input)

@@ -4,14 +4,12 @@ Shapes: B images, K channels, h x w the coarse map, H x W the image's pixels, R 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import to_image
+from simo_export.upsample import shares, to_image
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,3 @@ class Enlarging:
         down_Rh = shares(h, high)[top + pixels.rows_R].to(coarse_BKhw)
         across_Cw = shares(w, wide)[left + pixels.columns_C].to(coarse_BKhw)
         return down_Rh @ coarse_BKhw @ across_Cw.T
-
-
-@lru_cache
-def shares(coarse: int, fine: int) -> Tensor:
-    """Give what every fine row takes of every coarse one, (fine, coarse), bilinearly."""
-    unit = torch.eye(coarse)[None]
-    factor = fine / coarse
-    return F.interpolate(unit, scale_factor=factor, mode="linear", align_corners=False)[0].T
