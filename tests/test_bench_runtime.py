@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from simo_bench import runtime_folder, runtime_passes
 from simo_bench.runtime import failures
-from simo_bench.runtime_passes import alternating, spread
+from simo_bench.runtime_passes import alternating, noting, spread
+from simo_runtime.backends.onnxruntime_graph import OpenGraph
 
 
 def test_the_spread_is_median_and_percentiles() -> None:
@@ -96,6 +98,23 @@ def test_the_command_writes_json(rooms_bundle: Path, tmp_path: Path) -> None:
         found = report["bars"]["overhead"]["small"][way]
         assert found["ms"]["bare"]["count"] == 3
         assert np.isfinite(found["extra_percent"])
+        assert 0 < found["extra_ms"]["median"] < found["ms"]["predictor"]["median"]
+
+
+def test_what_a_call_spends_in_onnx_runtime_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenGraph, "_run", lambda graph, binding: time.sleep(0.02))
+    graph, inside = OpenGraph.__new__(OpenGraph), list[float]()
+
+    def call() -> None:
+        graph._run(None)
+        time.sleep(0.03)
+        graph._run(None)
+
+    start = time.perf_counter()
+    noting(inside, call)
+    whole = (time.perf_counter() - start) * 1e3
+    assert len(inside) == 1
+    assert 40 <= inside[0] <= whole - 30
 
 
 def _environment() -> dict[str, str]:

@@ -41,6 +41,11 @@ class OnnxRuntimeSession:
         self._lock = threading.Lock()
         self._open: dict[str, OpenGraph] | None = {}
         self._seen = signatures(bundle)
+        # Weights lie beside their graph, under its name; only they are mapped, graphs are read.
+        weights = {Path(file).with_suffix(".bin").name for file in self._names.values()}
+        self._mapped = {
+            str(bundle.root / name): one for name, one in self._seen.items() if name in weights
+        }
         check_joint(bundle, precision, joint)
         known = recall("joint", self._key()) if joint == "auto" else joint
         self._joint: bool | None = False if JOINT not in self._names else known
@@ -103,11 +108,11 @@ class OnnxRuntimeSession:
 
     def _unchanged(self) -> None:
         """Refuse weights that were written over: ONNX Runtime has them mapped, not read."""
-        for name, before in self._seen.items():
-            now = signature(self._bundle.root / name)
+        for path, before in self._mapped.items():
+            now = signature(path)
             if now is not None and now != before and now[0] == before[0]:
                 raise BundleError(
-                    f"{self._bundle.root / name}: changed while the bundle was open; "
+                    f"{path}: changed while the bundle was open; "
                     "build or copy the bundle again, and open it again"
                 )
 
@@ -129,7 +134,7 @@ class OnnxRuntimeSession:
 Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 
-def signature(path: Path) -> Signature | None:
+def signature(path: Path | str) -> Signature | None:
     """Tell a file from what it may be later; None if there is none."""
     try:
         found = os.stat(path)
