@@ -159,7 +159,7 @@ def throughput_figure(document: Document) -> Figure:
     panel.set_ylim(bottom=0)
     panel.set_xlabel("images in a batch")
     panel.set_ylabel("images a second, all tasks")
-    panel.legend(frameon=False, loc="best")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     _open(panel)
     return figure
 
