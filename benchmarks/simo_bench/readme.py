@@ -65,6 +65,15 @@ def relations_lines(found: Document) -> list[str]:
     return [f"{len(found['moved'])} tasks, from the base to each expert, lambda {ends}"]
 
 
+def scaling_lines(found: Document) -> list[str]:
+    """What is left of the experts, by how many are merged."""
+    return [
+        f"{one['tasks']} merged: {share(one['merged']['mean'])} against the experts"
+        for one in found["by_count"]
+        if one["tasks"] > 1
+    ]
+
+
 def merging_lines(found: Document) -> list[str]:
     """Ratios, and the times of single methods."""
     lines = ratio_lines(found)
@@ -126,6 +135,7 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.merging/1": merging_lines,
     "simo.ranking/1": ranking_lines,
     "simo.realignments/1": eval_lines,
+    "simo.scaling/1": scaling_lines,
     "simo.relations/1": relations_lines,
     "simo.study/1": study_lines,
 }
