@@ -25,6 +25,11 @@ SCHEMA = "simo.golden/1"
 STEP = 16
 DIGITS = 6
 LARGEST = 4 << 20  # bytes of the file
+# What a file that is damaged raises; the last two by too large a number, and too deep a nesting.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 # How far values may be: the relative Frobenius norm of the difference, and, of classes, the share
 # of pixels that may have another one. Rounding differs between machines, and more so in fewer bits.
 TOLERANCES = {
@@ -96,9 +101,7 @@ def read_golden(bundle: Bundle) -> dict[str, Array] | None:
             str(name): np.array(entry["values"], np.float64).reshape(entry["shape"])
             for name, entry in data["tasks"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: {error}") from error
-    except (OverflowError, RecursionError) as error:  # too large a number, or nested too deeply
+    except UNREADABLE as error:
         raise BundleError(f"{path}: {error}") from error
 
 

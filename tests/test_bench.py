@@ -216,6 +216,15 @@ def test_limits_need_no_run(rooms_bundle: Path) -> None:
     assert len(every.stdout.splitlines()) > 100
 
 
+def test_eager_pytorch_is_the_bundles_own_model(rooms_bundle: Path, tmp_path: Path) -> None:
+    one = setup(Bundle.open(rooms_bundle), tmp_path)
+    found = measure(
+        Setup.from_json(json.dumps({**json.loads(one.to_json()), "arms": ["torch_eager"]}))
+    )
+    assert found["arms"]["torch_eager"]["reason"] is None
+    assert len(found["ms"]["torch_eager"]) == 2
+
+
 def test_memory_is_measured_in_a_process_of_its_own(rooms_bundle: Path, tmp_path: Path) -> None:
     one = replace(setup(Bundle.open(rooms_bundle), tmp_path), arms=("joint",), memory=True)
     assert Setup.from_json(one.to_json()) == one

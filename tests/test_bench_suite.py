@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from simo_bench import check, readme, suite
+from simo_bench import check, pictures, readme, suite
 from simo_bench.devices import device_named
 from simo_bench.latency import Options
 from simo_bench.measured import Measured, changes, measured
@@ -194,3 +194,12 @@ def test_the_study_over_tasks_goes_on_where_it_was(tmp_path: Path) -> None:
     assert curve._kept(kept, Options(**{**same, "threads": 2})) is None
     other = device_named("a100", threads=1)
     assert curve._kept(kept, Options(**same, device=other)) is None
+
+
+def test_the_pictures_of_results_are_those_that_the_page_shows(tmp_path: Path) -> None:
+    made = pictures.draw(tmp_path)
+    page = (pictures.FOLDER.parent / "results.md").read_text(encoding="utf-8")
+    for path in made:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert (pictures.FOLDER / path.name).is_file()
+        assert f"(images/{path.name})" in page

@@ -28,7 +28,7 @@ class Joint(nn.Module):
 
     def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.encoder, self.tasks = encoder, tuple(heads)
+        self.encoder = encoder
         self.heads = nn.ModuleList(heads.values())
 
     def forward(self, pixels_BHW3: Tensor) -> list[Tensor]:
