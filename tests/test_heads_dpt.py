@@ -21,7 +21,7 @@ from simo_export.check import Graph
 from simo_export.fold import PlainEncoder
 from simo_export.geometry import Geometry
 from simo_export.graph import export_graph
-from simo_export.upsample import enlarge_aligned
+from simo_export.resizing import enlarge_aligned
 from simo_runtime.errors import RecipeError, UnknownNameError
 from simo_runtime.tasks import KINDS, TaskSpec
 from tests.test_export import UNWANTED

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from simo_build.heads import HEADS, Enlarging, Pixels, make_head
 from simo_export.geometry import Geometry
-from simo_export.upsample import Resizing, ToImage, shares, to_image
+from simo_export.resizing import Resizing, shares
+from simo_export.to_image import ToImage, to_image
 from simo_runtime.tasks import KINDS
 from tests.test_heads_dpt import PLACES, shape_at, spec_of, taps_at
 

@@ -19,8 +19,9 @@ from simo_build.recipe import Recipe
 from simo_build.train import feature_shape
 from simo_export.check import Graph
 from simo_export.graph import export_graph, save_graph
-from simo_export.precision import resizes, to_half
+from simo_export.precision import to_half
 from simo_export.quantise import quantised
+from simo_export.resizing import resizes
 from simo_runtime.errors import ExportError
 from simo_runtime.onnxfile import read_onnx
 

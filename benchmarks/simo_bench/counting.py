@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
-from simo_export.precision import resizes
+from simo_export.resizing import resizes
 from simo_runtime.errors import BundleError, listing
 
 Shape = tuple[int, ...]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import Size, ToImage
+from simo_export.resizing import Size
+from simo_export.to_image import ToImage
 
 
 class PlainDptHead(nn.Module):

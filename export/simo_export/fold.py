@@ -27,7 +27,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import ToImage
+from simo_export.to_image import ToImage
 from simo_runtime.errors import ExportError
 
 Triple = tuple[float, float, float]

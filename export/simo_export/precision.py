@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
-from simo_export.upsample import ACROSS, DOWN
+from simo_export.resizing import resizes
 from simo_runtime.errors import ExportError
 
 FLOAT = TensorProto.FLOAT
@@ -233,8 +233,3 @@ def _after_last_product(nodes: list[onnx.NodeProto]) -> Iterator[int]:
             ahead.update(nodes[number].input)
         else:
             yield number
-
-
-def resizes(node: onnx.NodeProto) -> bool:
-    """Tell a product that is one half of a resizing, by the name of its matrix."""
-    return any(name.rpartition(".")[2] in (DOWN, ACROSS) for name in node.input)

@@ -19,7 +19,7 @@ from simo_build.heads.enlarging import Enlarging
 from simo_build.heads.head import FeatureShape, Head
 from simo_build.losses import TORCH_KINDS
 from simo_export.dpt import PlainDptHead, PlainReadout, on_grid, plain_layers
-from simo_export.upsample import Size, enlarge_aligned
+from simo_export.resizing import Size, enlarge_aligned
 from simo_runtime.errors import RecipeError
 from simo_runtime.tasks import TaskSpec
 

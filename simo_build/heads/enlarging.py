@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simo_export.geometry import Geometry
-from simo_export.upsample import shares, to_image
+from simo_export.resizing import shares
+from simo_export.to_image import to_image
 
 
 @dataclass(frozen=True)
