@@ -13,12 +13,14 @@ import pytest
 
 from simo_bench import runtime_folder, runtime_passes
 from simo_bench.runtime import failures
-from simo_bench.runtime_passes import alternating, noting, spread
+from simo_bench.runtime_overhead import noting
+from simo_bench.samples import rounded
+from simo_bench.turns import alternating
 from simo_runtime.backends.onnxruntime_graph import OpenGraph
 
 
 def test_the_spread_is_median_and_percentiles() -> None:
-    assert spread(list(range(101))) == {"count": 101, "median": 50, "p05": 5, "p95": 95}
+    assert rounded(list(range(101))) == {"count": 101, "median": 50, "p05": 5, "p95": 95}
 
 
 def test_every_arm_runs_once_a_round_in_changing_order() -> None:

@@ -19,10 +19,11 @@ import numpy as np
 
 from simo_bench import nvml
 from simo_bench.devices import Device, device_for
+from simo_bench.disk import disk_bytes
 from simo_bench.document import SCHEMA, derive
 from simo_bench.limits import counted, limits
 from simo_bench.machine import about, steadier
-from simo_bench.parts import disk_bytes, part_of
+from simo_bench.parts import part_of
 from simo_bench.setup import ARMS, USUAL, Setup
 from simo_bench.singles import Singles, copies_of, experts_of
 from simo_build.origin import origin

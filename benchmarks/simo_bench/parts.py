@@ -1,4 +1,4 @@
-"""Parts of a bundle: a bundle with some of its tasks, and what one precision takes on the disk."""
+"""Parts of a bundle: a bundle with some of its tasks."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from simo_bench.disk import locations
 from simo_runtime.bundle import MANIFEST, Bundle, FileEntry, sha256_of
 from simo_runtime.graphs import GraphFiles
 
@@ -49,16 +50,6 @@ def _copy(bundle: Bundle, files: GraphFiles, out: Path) -> None:
         onnx.save(pruned(joint, list(files.heads)), out / files.joint)
 
 
-def locations(model: onnx.ModelProto) -> set[str]:
-    """Name the files in which a graph's weights lie."""
-    return {
-        entry.value
-        for one in model.graph.initializer
-        for entry in one.external_data
-        if entry.key == "location"
-    }
-
-
 def pruned(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """Give a graph with some of its outputs, and nothing that only the others need."""
     needed, nodes = set(outputs), []
@@ -75,11 +66,3 @@ def pruned(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     copy.graph.initializer.extend(weights)
     copy.graph.output.extend(ends)
     return copy
-
-
-def disk_bytes(bundle: Bundle, precision: str) -> int:
-    """Add up the graphs of one precision and the files that their weights lie in."""
-    names = set(bundle.manifest.graph_files(precision).named().values())
-    for name in list(names):
-        names |= locations(onnx.load(bundle.root / name, load_external_data=False))
-    return sum(bundle.manifest.files[name].bytes for name in names)

@@ -135,8 +135,8 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.merging/1": merging_lines,
     "simo.ranking/1": ranking_lines,
     "simo.realignments/1": eval_lines,
-    "simo.scaling/1": scaling_lines,
     "simo.relations/1": relations_lines,
+    "simo.scaling/1": scaling_lines,
     "simo.study/1": study_lines,
 }
 

@@ -18,7 +18,13 @@ from typing import Any
 
 import click
 
-from simo_bench import runtime_folder, runtime_passes, runtime_processes
+from simo_bench import (
+    runtime_folder,
+    runtime_overhead,
+    runtime_passes,
+    runtime_processes,
+    runtime_soak,
+)
 from simo_build.cli import polite
 from simo_build.origin import command_of, origin, write_json
 from simo_runtime.bundle import Bundle
@@ -52,11 +58,11 @@ BARS: dict[str, Measure] = {
         name: runtime_processes.memory(bundle, max(3, size.starts // 3))
         for name, bundle in bundles.items()
     },
-    "overhead": _each(runtime_passes.overhead),
+    "overhead": _each(runtime_overhead.overhead),
     "import": lambda bundles, size: runtime_processes.imports(size.starts),
     "start": lambda bundles, size: runtime_processes.start(bundles["small"], size.starts),
     "folder": lambda bundles, size: runtime_folder.folder(bundles["small"], size.photos),
-    "soak": lambda bundles, size: runtime_folder.soak(bundles["small"], size.minutes),
+    "soak": lambda bundles, size: runtime_soak.soak(bundles["small"], size.minutes),
 }
 
 

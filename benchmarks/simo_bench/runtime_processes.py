@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from simo_bench.runtime_passes import spread
+from simo_bench.samples import rounded
 from simo_bench.singles import copies_of, experts_of
 from simo_runtime.bundle import Bundle
 
@@ -63,10 +63,10 @@ def memory(bundle: Bundle, starts: int) -> dict[str, Any]:
                     samples[name].append(resident(roots, joint=joint)["VmRSS"])
             empty = np.array(samples["empty"])
             ratios = (np.array(samples["ours"]) - empty) / (np.array(samples["theirs"]) - empty)
-            ratio = spread(ratios.tolist())
+            ratio = rounded(ratios.tolist())
             large = float(np.median(samples["ours"]) - np.median(empty)) > 200 * 1024
             found[way] = {
-                "mib": {n: spread([v / 1024 for v in values]) for n, values in samples.items()},
+                "mib": {n: rounded([v / 1024 for v in values]) for n, values in samples.items()},
                 "ratio": ratio,
                 "met": ratio["median"] <= MEMORY if large else None,
             }
@@ -86,8 +86,8 @@ def imports(starts: int) -> dict[str, Any]:
             samples[name].append(_seconds([sys.executable, "-c", line]))
     extra = np.subtract(samples["import simo_runtime"], samples["nothing"])
     return {
-        "seconds": {name: spread(values) for name, values in samples.items()},
-        "extra_s": spread(extra.tolist()),
+        "seconds": {name: rounded(values) for name, values in samples.items()},
+        "extra_s": rounded(extra.tolist()),
         "bar": f"under {IMPORT_S} s beside an interpreter that imports nothing",
         "met": float(np.median(extra)) < IMPORT_S,
     }
@@ -107,7 +107,7 @@ def start(bundle: Bundle, starts: int) -> dict[str, Any]:
         written = len(list((Path(folder) / "out").iterdir()))
     return {
         "first_s": round(first, 3),
-        "seconds": spread(samples),
+        "seconds": rounded(samples),
         "files": written,
         "bar": f"under {START_S} s",
         "met": float(np.median(samples)) < START_S,

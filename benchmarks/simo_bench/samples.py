@@ -86,6 +86,11 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(count=len(samples), median=float(middle), p05=float(low), p95=float(high))
 
 
+def rounded(samples: Sequence[float]) -> dict[str, float]:
+    """Give the same in plain values, to six decimals."""
+    return {name: round(value, 6) for name, value in vars(spread(samples)).items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
     """The median of paired ratios and the ends of its interval."""
