@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # glibc gives large freed blocks back to the system after each training step, only to page them in
-# again for the next one. Kept, a step on a CPU takes a fraction of the time.
-export MALLOC_MMAP_THRESHOLD_ := 4000000000
-export MALLOC_TRIM_THRESHOLD_ := 8000000000
-export MALLOC_TOP_PAD_ := 268435456
+# again for the next one. Kept, a step on a CPU takes a fraction of the time. Benchmarks run as a
+# user's process does, without.
+TRAINING := unit experts eval rooms
+$(TRAINING): export MALLOC_MMAP_THRESHOLD_ := 4000000000
+$(TRAINING): export MALLOC_TRIM_THRESHOLD_ := 8000000000
+$(TRAINING): export MALLOC_TOP_PAD_ := 268435456
 
 .PHONY: help demo test lint types unit format experts eval rooms bench bench-check lock clean
 

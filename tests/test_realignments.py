@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from simo_bench.kept import Earlier
 from simo_bench.realignments import ROWS_FILE, chosen, read_entries, run, table_of
 from simo_build.loading import load_recipe
 from simo_build.progress import Silent
@@ -34,13 +35,26 @@ def written(folder: Path, rows: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_workplace(folder)
     phases = {"batch": 3, "head": {"epochs": 1, "lr": 1e-3}, "full": {"epochs": 1, "lr": 1e-3}}
-    loaded = load_recipe(str(write_recipe(folder, train=phases)), experts=folder / "experts")
-    entries = read_entries(written(folder, ROWS))
-    return run(loaded, entries, entries, "test", folder / ".stages", progress=Silent())
+    return write_recipe(folder, train=phases).parent
+
+
+def again(
+    place: Path, rows: list[dict[str, Any]], only: list[str], earlier: Earlier | None = None
+) -> dict[str, Any]:
+    loaded = load_recipe(str(place / "tiny.yaml"), experts=place / "experts")
+    every = read_entries(written(place, rows))
+    entries = chosen(every, only, place)
+    stages = place / ".stages"
+    return run(loaded, every, entries, "test", stages, progress=Silent(), earlier=earlier)
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> dict[str, Any]:
+    return again(place, ROWS, [])
 
 
 def test_every_row_is_measured_on_the_split_that_was_asked_for(found: dict[str, Any]) -> None:
@@ -115,3 +129,41 @@ def test_rows_are_asked_for_by_name(tmp_path: Path) -> None:
     assert chosen(entries, [], tmp_path) == entries
     with pytest.raises(SimoError, match="did you mean 'joint'"):
         chosen(entries, ["jount"], tmp_path)
+
+
+def test_rows_of_an_earlier_report_stay_in_the_order_of_the_list(
+    place: Path, found: dict[str, Any]
+) -> None:
+    earlier = Earlier(place / "earlier.json", {**found, "commit": "abc"})
+    both = again(place, ROWS, ["base"], earlier)
+    assert [row["row"] for row in both["rows"]] == [row["name"] for row in ROWS]
+    assert both["comparisons"] == found["comparisons"]
+    without = {**found["rows"][0]}
+    del without["commit"]  # reports of before rows had one
+    earlier = Earlier(place / "earlier.json", {**found, "commit": "abc", "rows": [without]})
+    alone, base = again(place, ROWS, ["base"], earlier)["rows"]
+    assert (alone["commit"], base["commit"]) == ("abc", found["commit"])
+
+
+def test_a_comparison_with_a_row_that_is_built_anew_goes(
+    place: Path, found: dict[str, Any]
+) -> None:
+    assert not again(place, ROWS, ["alone"], Earlier(place, found))["comparisons"]
+
+
+def test_rows_of_other_inputs_or_settings_do_not_stay(place: Path, found: dict[str, Any]) -> None:
+    with pytest.raises(SimoError, match="inputs is not the same"):
+        again(place, ROWS, ["alone"], Earlier(place, {**found, "inputs": {}}))
+    longer = [{**row, "epochs": 3} if row["name"] == "joint" else row for row in ROWS]
+    with pytest.raises(SimoError, match=r"asks for otherwise\n.*joint\n.*--only"):
+        again(place, longer, ["alone"], Earlier(place, found))
+    with pytest.raises(SimoError, match="has no more"):
+        again(place, ROWS[:3], ["alone"], Earlier(place, found))
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    for text, told in (("{", "cannot be read as JSON"), ("[]", "not a report")):
+        path.write_text(text)
+        with pytest.raises(SimoError, match=told):
+            Earlier.read(path)

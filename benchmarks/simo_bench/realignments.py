@@ -5,7 +5,7 @@
 Every row of benchmarks/recipes/realignments.yaml is built from the recipe's experts, once for every
 seed of its steps, and measured on the split that is asked for. An interval is of the mean over the
 seeds: images are drawn again, the seeds are not. Stages are kept, so that a killed study goes on
-where it was, and `--only` lets several processes share the rows.
+where it was; `--only` lets several processes share the rows, and `--keep` adds rows to a report.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 
+from simo_bench.kept import Earlier
 from simo_build.build import realign
 from simo_build.cli import (
     STAGES,
@@ -34,6 +35,7 @@ from simo_build.gauge import Gauge, Model
 from simo_build.intervals import Bootstrap, Measured
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import check_recipe, merge
+from simo_build.origin import commit
 from simo_build.parts import Part, Positive
 from simo_build.progress import Bars, Progress
 from simo_build.recipe import MergePart, TrainPart
@@ -74,6 +76,16 @@ class Entry(Part):
         if self.joint is None and self.epochs is not None:
             raise ValueError("epochs is how long joint training takes; a step has its own")
         return self
+
+    def asked(self) -> dict[str, Any]:
+        """Say what is built, for the report."""
+        return {
+            "merge": self.merge and self.merge.model_dump(mode="json", exclude_unset=True),
+            "start": self.start,
+            "joint": self.joint,
+            "epochs": self.epochs,
+            "realign": [step.model_dump(mode="json", exclude_unset=True) for step in self.realign],
+        }
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -155,14 +167,9 @@ class Table:
         self.rows.append(
             {
                 "row": entry.name,
-                "merge": entry.merge and entry.merge.model_dump(mode="json", exclude_unset=True),
+                "commit": commit(),
+                **entry.asked(),
                 "params": params_of(self.work, entry),
-                "start": entry.start,
-                "joint": entry.joint,
-                "epochs": entry.epochs,
-                "realign": [
-                    step.model_dump(mode="json", exclude_unset=True) for step in entry.realign
-                ],
                 "parameters": models[0].parameters(),
                 **summary(measured, self.gauge.experts, self.bootstrap),
                 **together(models[0].costs),
@@ -231,21 +238,26 @@ def run(
     out: Path,
     *,
     progress: Progress,
+    earlier: Earlier | None = None,
 ) -> dict[str, Any]:
-    """Run the study; give the whole document."""
+    """Run the study; give the whole document, with an earlier one's other rows."""
     work = Workshop(loaded, Stages(out, progress))
+    about = {**described(work, SCHEMA, "python -m simo_bench.realignments"), "split": split}
+    asked = {entry.name: entry.asked() for entry in every}
+    if earlier is not None:
+        earlier.check(about, asked, [entry.name for entry in entries])
     table = Table(work, split)
     for entry in entries:
         table.add(entry)
-    return {
-        **described(work, SCHEMA, "python -m simo_bench.realignments"),
-        "split": split,
+    found = {
+        **about,
         "images": len(table.gauge.samples),
         "bootstrap": table.bootstrap.about(),
         "experts": table.gauge.experts.metrics(),
         "rows": table.rows,
         "comparisons": list(table.comparisons(every)),
     }
+    return found if earlier is None else earlier.joined(found, list(asked))
 
 
 def table_of(found: Mapping[str, Any]) -> str:
@@ -280,6 +292,11 @@ def table_of(found: Mapping[str, Any]) -> str:
     help="The list of rows.  [default: benchmarks/recipes/realignments.yaml]",
 )
 @click.option("--only", multiple=True, help="A row's name; all others are left out. Repeatable.")
+@click.option(
+    "--keep",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An earlier report, whose rows that are not built now stay.",
+)
 @split_option
 @json_option("the rows, with hashes and versions")
 @data_option
@@ -289,6 +306,7 @@ def main(
     recipe: str,
     rows_file: Path,
     only: tuple[str, ...],
+    keep: Path | None,
     split: str,
     json_file: Path | None,
     data: Path | None,
@@ -298,7 +316,8 @@ def main(
     loaded = load_recipe(recipe, data=data, experts=experts)
     every = read_entries(rows_file)
     entries = chosen(every, only, rows_file)
-    found = run(loaded, every, entries, split, STAGES, progress=Bars())
+    earlier = None if keep is None else Earlier.read(keep)
+    found = run(loaded, every, entries, split, STAGES, progress=Bars(), earlier=earlier)
     finish(found, table_of(found), json_file)
 
 

@@ -20,6 +20,7 @@ from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_gr
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, BundleError
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
+from simo_runtime.heap import give_back
 from simo_runtime.remembered import recall, remember
 
 PAIRS, SECONDS = 3, 2.0  # of the measurement that chooses: at most so many runs each, so much time
@@ -127,8 +128,9 @@ class OnnxRuntimeSession:
                 )
 
     def close(self) -> None:
-        """Let go of the graphs; those that nobody else uses are closed."""
+        """Let go of the graphs; those that nobody else uses are closed, and leave the memory."""
         self._open = None
+        give_back()
 
 
 Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns
