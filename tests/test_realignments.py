@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from simo_bench.kept import Earlier
-from simo_bench.realignments import ROWS_FILE, chosen, read_entries, run, table_of
+from simo_bench.realignments import ROWS_FILE, chosen, limited, read_entries, run, table_of
 from simo_build.loading import load_recipe
 from simo_build.progress import Silent
 from simo_runtime.errors import SimoError
@@ -129,6 +129,12 @@ def test_rows_are_asked_for_by_name(tmp_path: Path) -> None:
     assert chosen(entries, [], tmp_path) == entries
     with pytest.raises(SimoError, match="did you mean 'joint'"):
         chosen(entries, ["jount"], tmp_path)
+
+
+def test_a_shorter_run_has_fewer_seeds(tmp_path: Path) -> None:
+    entries = read_entries(written(tmp_path, ROWS))
+    assert [one.seeds for one in limited(entries, None)] == [1, 1, 2, 2]
+    assert [one.seeds for one in limited(entries, 1)] == [1, 1, 1, 1]
 
 
 def test_rows_of_an_earlier_report_stay_in_the_order_of_the_list(

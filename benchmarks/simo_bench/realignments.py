@@ -113,6 +113,12 @@ def chosen(entries: Sequence[Entry], only: Sequence[str], path: Path) -> list[En
     return [entry for entry in entries if not only or entry.name in only]
 
 
+def limited(entries: Sequence[Entry], seeds: int | None) -> list[Entry]:
+    """Give the rows with no more than so many seeds each."""
+    most = seeds or max((entry.seeds for entry in entries), default=1)
+    return [entry.model_copy(update={"seeds": min(entry.seeds, most)}) for entry in entries]
+
+
 def model_of(work: Workshop, entry: Entry, seed: int) -> Model:
     """Merge and re-align as a row says; the seed is that of all its steps."""
     if entry.joint is not None:
@@ -297,6 +303,9 @@ def table_of(found: Mapping[str, Any]) -> str:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An earlier report, whose rows that are not built now stay.",
 )
+@click.option(
+    "--seeds", type=click.IntRange(1), help="At most so many seeds of every row, for a shorter run."
+)
 @split_option
 @json_option("the rows, with hashes and versions")
 @data_option
@@ -307,6 +316,7 @@ def main(
     rows_file: Path,
     only: tuple[str, ...],
     keep: Path | None,
+    seeds: int | None,
     split: str,
     json_file: Path | None,
     data: Path | None,
@@ -315,7 +325,7 @@ def main(
     """Compare ways of re-alignment on the experts of a recipe."""
     loaded = load_recipe(recipe, data=data, experts=experts)
     every = read_entries(rows_file)
-    entries = chosen(every, only, rows_file)
+    entries = limited(chosen(every, only, rows_file), seeds)
     earlier = None if keep is None else Earlier.read(keep)
     found = run(loaded, every, entries, split, STAGES, progress=Bars(), earlier=earlier)
     finish(found, table_of(found), json_file)
