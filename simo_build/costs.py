@@ -11,7 +11,7 @@ from simo_build.checkpoints import Expert
 from simo_build.proxies import SELECT
 
 Log = Mapping[str, Any]
-SPLITS = ("train", "realign", "select")  # in the order in which they serve
+SPLITS = ("train", "realign", "unlabelled", "select")  # in the order in which they serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,11 @@ def of_realign(log: Log, seconds: float | None = None) -> list[Cost]:
     for step in steps:
         tasks = step.get("tasks", {"": step}).values()
         images, labels = (
-            _used(realign=step.get(what, 0), select=step.get(f"select_{what}", 0))
+            _used(
+                realign=step.get(what, 0),
+                unlabelled=step.get(f"unlabelled_{what}", 0),
+                select=step.get(f"select_{what}", 0),
+            )
             for what in ("images", "labels")
         )
         costs.append(

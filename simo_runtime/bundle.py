@@ -23,6 +23,7 @@ what goes in and what heads put out stays the same.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,12 +90,35 @@ class Manifest:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
 
 
+Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
+def signature(path: Path | str) -> Signature | None:
+    """Tell a file from what it may be later; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def signatures(root: Path, manifest: Manifest) -> dict[str, Signature]:
+    """Give the signatures of a bundle's files that are there."""
+    found = {name: signature(root / name) for name in manifest.files}
+    return {name: one for name, one in found.items() if one is not None}
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle, whose files were found to be what its manifest says."""
+    """An opened bundle, whose files were found to be what its manifest says.
+
+    `seen` has the signature of every file as it was when it was compared with the manifest, so that
+    who reads it later can tell whether it is still that file.
+    """
 
     root: Path
     manifest: Manifest
+    seen: Mapping[str, Signature] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path | str) -> "Bundle":
@@ -111,9 +135,28 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
         manifest = parse_manifest(path)
+        seen = signatures(root, manifest)  # before the files are read
         check_files(root, manifest.files)
         check_graphs(root, manifest.graphs, manifest.expected())
-        return cls(root, manifest)
+        return cls(root, manifest, seen)
+
+    def content(self) -> str:
+        """Give a hash that no two contents of one folder share, of all graphs and weights.
+
+        Graphs of two builds may well be equal, byte by byte, where their weights are not; and a
+        file that was written anew is another file to those who have the old one mapped.
+        """
+        names = sorted(name for name in self.manifest.files if name.endswith((".onnx", ".bin")))
+        files = [(name, self.manifest.files[name].sha256, self.seen.get(name)) for name in names]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
+
+    def check_untouched(self) -> None:
+        """Raise BundleError if a graph or its weights are not the files that were opened."""
+        for name, before in self.seen.items():
+            if name.endswith((".onnx", ".bin")) and signature(self.root / name) != before:
+                raise BundleError(
+                    f"{self.root / name}: exchanged while the bundle was open; open it again"
+                )
 
     def graph(self, name: str, precision: str = "fp32") -> Path:
         """Give the path of a graph: `encoder`, a task's name, or `joint`.

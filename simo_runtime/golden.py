@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simo_runtime.backends import Session
-from simo_runtime.bundle import MANIFEST, Bundle
+from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, BundleError, listing
 from simo_runtime.files import whole
 from simo_runtime.image import Pixels
@@ -149,4 +149,4 @@ def check_golden(session: Session, bundle: Bundle, *, backend: str, precision: s
 
 def fingerprint(bundle: Bundle) -> str:
     """Give the hash of a bundle's manifest, which holds the hashes of all its files."""
-    return hashlib.sha256((bundle.root / MANIFEST).read_bytes()).hexdigest()
+    return hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()

@@ -131,6 +131,7 @@ class Predictor:
                 "precision": precision,
                 "joint": joint,
                 **chosen.facts(),
+                **session.identity(),
             }
             once = self_test == "once"
             if not (once and recall("self-test", key) is True):

@@ -44,6 +44,9 @@ class Plain:
         }
         return {task: every[task] for task in tasks}
 
+    def identity(self) -> dict[str, str]:
+        return {}
+
     def close(self) -> None:
         self.closed = True
 

@@ -66,6 +66,18 @@ def test_opening_tests_once_for_a_bundle_and_a_backend(
     assert len(runs) == 3
 
 
+def test_another_device_or_driver_is_tested_again(
+    rooms_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    real = golden.sampled
+    monkeypatch.setattr(golden, "sampled", lambda *rest: runs.append(1) or real(*rest))
+    for driver in ("13.0", "13.0", "13.1"):
+        monkeypatch.setattr(OnnxRuntimeSession, "identity", lambda self, told=driver: {"gpu": told})
+        Predictor.open(rooms_bundle, joint=False)
+    assert len(runs) == 2
+
+
 @pytest.mark.parametrize("joint", [True, False])
 def test_weights_that_compute_something_else_are_refused(rooms_copy: Path, joint: bool) -> None:
     change_weights(rooms_copy / "depth.bin", 0.5)

@@ -133,6 +133,25 @@ def test_a_merge_says_what_it_looks_at(place: Path, merge: Any, told: str) -> No
     assert not found.faults
 
 
+def test_further_images_are_counted_and_need_no_truths(place: Path) -> None:
+    for path in (place / "data" / "depth").glob("*.png"):
+        if path.stem in further(place):
+            path.unlink()
+    step = {"step": "distill", "batch": 4, "epochs": 3, "views": 2, "scales": [1.0, 1.2]}
+    step |= {"flip": False, "unlabelled": True}
+    found = planned(place, data={"root": "data", "unlabelled": "train"}, realign=[step])
+    assert not found.faults
+    told = text(found)
+    assert "  unlabelled train: 2 images, no labels" in told
+    assert "12 steps in 3 epochs on 6 images of realign, without labels, 2 views" in told
+    assert "2 images of unlabelled; the best epoch" in told
+
+
+def further(place: Path) -> list[str]:
+    splits = json.loads((place / "data" / "meta.json").read_text())["splits"]
+    return [f"{number:04d}" for number in splits["train"]]
+
+
 def test_a_merge_that_asks_for_more_images_than_there_are_is_a_fault(place: Path) -> None:
     found = planned(place, merge={"method": "regmean", "images": 7})
     assert found.faults == ["merge.images is 7, but the split for re-alignment has 6 images"]

@@ -1,6 +1,6 @@
 """The predictor: one encoder pass, the heads asked for, arrays at the image's own size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from simo_runtime import ImageError, Predictor, UnknownNameError, backends
 from simo_runtime.backends import load_backend
+from simo_runtime.backends.onnxruntime_graph import Settings, open_graph
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError
@@ -101,6 +102,9 @@ class Counting:
         self.calls.append(list(tasks))
         return self.session.run(pixels_BHW3, tasks)
 
+    def identity(self) -> Mapping[str, str]:
+        return self.session.identity()
+
     def close(self) -> None:
         self.session.close()
 
@@ -182,11 +186,12 @@ def test_an_unknown_backend_gets_the_closest_name(rooms_bundle: Path) -> None:
         Predictor.open(rooms_bundle, backend="onnxruntime-gpu")
 
 
-def test_a_graph_that_cannot_be_loaded_is_a_backend_error(rooms_copy: Path) -> None:
-    bundle = Bundle.open(rooms_copy)
-    (rooms_copy / "encoder.onnx").write_bytes(b"not a graph")
+def test_a_graph_that_cannot_be_loaded_is_a_backend_error(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(b"not a graph")
+    settings = Settings(providers=(("CPUExecutionProvider", ()),), threads=1)
     with pytest.raises(BackendError, match=r"encoder\.onnx: ONNX Runtime cannot load"):
-        Predictor.open(bundle)
+        open_graph(path, "", settings)
 
 
 def test_letterbox_keeps_the_aspect_ratio(rooms_copy: Path) -> None:

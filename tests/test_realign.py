@@ -10,6 +10,7 @@ import torch
 
 from simo_build import data, report, workshop
 from simo_build.build import realign
+from simo_build.costs import of_realign
 from simo_build.data import Samples, joined_to
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.losses import TORCH_KINDS
@@ -260,8 +261,13 @@ def test_further_images_without_labels_are_learnt_from_and_counted(
     )
     work.stages = workshop.Stages(tmp_path, work.stages.progress)
     log = realign(work, merge(work)).log
-    assert log["images"] == SPLITS["realign"] + SPLITS["train"]
-    assert log["labels"] == SPLITS["realign"]
+    (cost,) = of_realign(log)
+    assert cost.images == {
+        "realign": SPLITS["realign"],
+        "unlabelled": SPLITS["train"],
+        "select": SPLITS["select"],
+    }
+    assert cost.labels == {"realign": SPLITS["realign"], "select": SPLITS["select"]}
     assert ("unlabelled", ()) in reads
     assert {split for split, _ in reads} == {"realign", "select", "unlabelled"}
 

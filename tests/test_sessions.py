@@ -18,6 +18,7 @@ from simo_runtime.backends.onnxruntime_cpu import BACKEND
 from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, failures
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession, timed
 from simo_runtime.bundle import Bundle
+from tests.test_golden import rehash
 
 ALL = ["seg", "depth", "normals"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 120, 160, 3), dtype=np.uint8)
@@ -201,6 +202,41 @@ def test_a_bundle_that_is_replaced_as_a_whole_goes_on_with_the_old_one(
     # a head of the new bundle on features of the old one would be nonsense
     with pytest.raises(BundleError, match="exchanged while the bundle was open"):
         opened.run(PIXELS, ["seg"])
+
+
+def darker(folder: Path) -> None:
+    """Make another bundle of one: the same graphs, other weights."""
+    path = folder / "depth.bin"
+    (np.fromfile(path, np.float32) * 0.5).tofile(path)
+    rehash(folder)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_new_bundle_in_the_place_of_an_open_one_runs_its_own_weights(
+    rooms_copy: Path, joint: bool
+) -> None:
+    def depth() -> np.ndarray:
+        return BACKEND.open(Bundle.open(rooms_copy), joint=joint).run(PIXELS, ALL)["depth"]
+
+    old = BACKEND.open(Bundle.open(rooms_copy), joint=joint)  # stays open
+    before = old.run(PIXELS, ALL)["depth"]
+    new = rooms_copy.with_name("new")
+    shutil.copytree(rooms_copy, new)
+    darker(new)
+    rooms_copy.rename(rooms_copy.with_name("old"))
+    new.rename(rooms_copy)
+    exchanged = depth()
+    assert not np.allclose(exchanged, before, rtol=0.05)
+    np.testing.assert_array_equal(old.run(PIXELS, ALL)["depth"], before)
+    darker(rooms_copy)  # in place
+    assert not np.allclose(depth(), exchanged, rtol=0.05)
+
+
+def test_files_that_were_changed_after_they_were_checked_are_not_run(rooms_copy: Path) -> None:
+    bundle = Bundle.open(rooms_copy)
+    darker(rooms_copy)
+    with pytest.raises(BundleError, match="exchanged while the bundle was open; open it again"):
+        Predictor.open(bundle)
 
 
 def test_a_closed_session_says_so(rooms_copy: Path, opened: OnnxRuntimeSession) -> None:

@@ -22,6 +22,7 @@ from simo_runtime.backends import load_backend
 from simo_runtime.backends.tensorrt import BACKEND, Plan, _finder
 from simo_runtime.bundle import Bundle
 from tests import cuda_stand_in, tensorrt_stand_in
+from tests.tensorrt_stand_in import GPU
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = json.loads((ROOT / "tests" / "cuda-api.json").read_text(encoding="utf-8"))
@@ -71,7 +72,7 @@ def open_session(
         name: Plan(f"plan of {bundle.graph(name)}".encode(), *sizes, host_code=False)
         for name in names
     }
-    return TensorrtSession(bundle, plans, joint=joint, cuda_graph=cuda_graph)
+    return TensorrtSession(bundle, plans, gpu=GPU, joint=joint, cuda_graph=cuda_graph)
 
 
 def same(found: Any, right: Any, take: slice) -> None:

@@ -26,7 +26,7 @@ def graphs_of(bundle: Bundle, threads: int) -> dict[str, OpenGraph]:
     settings = Settings(providers=(("CPUExecutionProvider", ()),), threads=threads)
     files = bundle.manifest.graph_files("fp32").named()
     return {
-        name: open_graph(bundle.root / file, bundle.manifest.files[file].sha256, settings)
+        name: open_graph(bundle.root / file, bundle.content(), settings)
         for name, file in files.items()
     }
 

@@ -66,7 +66,7 @@ class Reference:
     def _graph(self, name: str) -> OpenGraph:
         path = self.bundle.graph(name)
         settings = Settings(providers=(("CPUExecutionProvider", ()),), threads=available_cpus())
-        return open_graph(path, self.bundle.manifest.files[path.name].sha256, settings)
+        return open_graph(path, self.bundle.content(), settings)
 
 
 def check_engine(

@@ -38,7 +38,7 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
         keep_golden(Bundle(partial, replace(manifest, files=_entries(partial))))
         text = replace(manifest, files=_entries(partial)).to_json()
         (partial / MANIFEST).write_text(text, encoding="utf-8")
-        written = Bundle.open(partial).manifest
+        written = Bundle.open(partial)
         _swap(partial, out)
     except OSError as error:
         raise ExportError(
@@ -47,7 +47,7 @@ def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None]) ->
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Bundle(out, written)
+    return replace(written, root=out)  # the same files
 
 
 def keep_golden(bundle: Bundle) -> None:

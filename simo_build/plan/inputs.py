@@ -81,16 +81,19 @@ def data(site: Site) -> Iterator[str]:
         yield "data      none"
         return
     yield f"data      {data.format}, {data.root}{'' if site.dataset else ': not there'}"
-    labels = ", ".join(site.recipe.tasks)
+    wide = max(map(len, ["realign", *site.roles])) + 1
     for role in site.roles:
+        labels = (
+            "no labels" if role == "unlabelled" else f"labels of {', '.join(site.recipe.tasks)}"
+        )
         if site.dataset is None:
             count = "unknown"
         elif role in site.counts:
-            count = f"{site.images(role)}, labels of {labels}"
+            count = f"{site.images(role)}, {labels}"
         else:
             count = "cannot be read, see below"
-        yield f"  {role:<8}{getattr(data, role)}: {count}"
-    yield f"  {'test':<8}{data.test}: not read by a build{_test_count(site)}"
+        yield f"  {role:<{wide}}{getattr(data, role)}: {count}"
+    yield f"  {'test':<{wide}}{data.test}: not read by a build{_test_count(site)}"
     if site.dataset is not None:
         yield from (f"  {line}" for line in overlaps(site.dataset, data))
 

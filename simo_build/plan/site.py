@@ -109,17 +109,22 @@ class Site:
         trains = self.recipe.train_missing and not all(
             path is not None and path.is_file() for path in self.experts.values()
         )
-        return [*(["train"] if trains else []), "realign", "select"]
+        more = any(isinstance(step, JointStep) and step.unlabelled for step in self.recipe.realign)
+        return [
+            *(["train"] if trains else []),
+            *("realign", "select"),
+            *(["unlabelled"] if more else []),
+        ]
 
     def _checked(self, role: str) -> int:
         """Count a split; DataError if a file is missing, or the first image does not fit."""
         recipe, dataset = self.recipe, self.dataset
         assert dataset is not None
         assert recipe.data is not None
-        split, tasks = getattr(recipe.data, role), list(recipe.tasks)
+        split, tasks = getattr(recipe.data, role), {} if role == "unlabelled" else recipe.tasks
         names = names_of(dataset, split)
-        check_split(self.loaded, dataset, split, names, tasks)
-        read_sample(dataset, names[0], recipe.tasks, recipe.image)
+        check_split(self.loaded, dataset, split, names, list(tasks))
+        read_sample(dataset, names[0], tasks, recipe.image)
         return len(names)
 
     def images(self, role: str) -> str:

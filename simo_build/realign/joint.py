@@ -151,13 +151,11 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         rates=joint.rates(),
     )
     used = looked_at(
-        len(own) + (len(more) if more else 0),
-        len(own) if step.labels else 0,
-        select,
-        select if step.by == "select" else 0,
+        len(own), len(own) if step.labels else 0, select, select if step.by == "select" else 0
     )
+    further = {"unlabelled_images": len(more)} if more else {}
     told = {f"{task}.{name}": unit for (task, name), unit in units.items()}
-    return {**used, "by": step.by, "units": told, **vars(outcome)}
+    return {**used, **further, "by": step.by, "units": told, **vars(outcome)}
 
 
 class Drawn:

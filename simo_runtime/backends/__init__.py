@@ -33,6 +33,13 @@ class Session(Protocol):
         """
         ...
 
+    def identity(self) -> Mapping[str, str]:
+        """Say what decides the outputs beside the bundle: options, the device, its driver, engines.
+
+        A self-test that has passed holds for sessions of the same identity.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the memory; the session cannot run afterwards."""
         ...

@@ -85,14 +85,14 @@ _GUARD = threading.Lock()
 
 
 def open_graph(
-    path: Path, sha256: str, settings: Settings, kind: type[OpenGraph] = OpenGraph
+    path: Path, content: str, settings: Settings, kind: type[OpenGraph] = OpenGraph
 ) -> OpenGraph:
     """Open a graph, or give the one that is open already; BackendError if it cannot be.
 
-    `sha256` is the graph's, so that a graph that was exchanged is another one. The settings of
-    different kinds differ.
+    `content` is a hash of graph and weights, so that a bundle that was exchanged is another one.
+    The settings of different kinds differ.
     """
-    key = (path.resolve(), sha256, settings)
+    key = (path.resolve(), content, settings)
     with _GUARD:
         lock = _LOCKS.setdefault(key, threading.Lock())
     with lock:

@@ -5,7 +5,6 @@ never copied and never become Python objects. Where a bundle has one graph of ev
 at once can run in it; which way is faster is timed at the first use and remembered.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from simo_runtime.backends import Joint, Pixels, check_joint
 from simo_runtime.backends.onnxruntime_graph import OpenGraph, Settings, open_graph
-from simo_runtime.bundle import Bundle
+from simo_runtime.bundle import Bundle, signature
 from simo_runtime.errors import BackendError, BundleError
+from simo_runtime.gpu import find_gpu
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 from simo_runtime.heap import give_back
 from simo_runtime.remembered import recall, remember
@@ -41,12 +41,12 @@ class OnnxRuntimeSession:
         self._tasks = frozenset(task.name for task in bundle.manifest.tasks)
         self._lock = threading.Lock()
         self._open: dict[str, OpenGraph] | None = {}
-        self._seen = signatures(bundle)
         # Weights lie beside their graph, under its name; only they are mapped, graphs are read.
         weights = {Path(file).with_suffix(".bin").name for file in self._names.values()}
         self._mapped = {
-            str(bundle.root / name): one for name, one in self._seen.items() if name in weights
+            str(bundle.root / name): one for name, one in bundle.seen.items() if name in weights
         }
+        self._content = bundle.content()
         check_joint(bundle, precision, joint)
         known = recall("joint", self._key()) if joint == "auto" else joint
         self._joint: bool | None = False if JOINT not in self._names else known
@@ -98,12 +98,11 @@ class OnnxRuntimeSession:
         if graphs is None:
             raise BackendError(f"{self._bundle.root}: the predictor is closed; open it again")
         if name not in graphs:
-            self._untouched()
+            self._bundle.check_untouched()
             path = self._bundle.graph(name, self._precision)
-            entry = self._bundle.manifest.files[path.name]
             # Two threads may both come here; they are given the same graph.
             graphs.setdefault(
-                name, open_graph(path, entry.sha256, self._settings, self.graph_class)
+                name, open_graph(path, self._content, self._settings, self.graph_class)
             )
         return graphs[name]
 
@@ -117,39 +116,15 @@ class OnnxRuntimeSession:
                     "build or copy the bundle again, and open it again"
                 )
 
-    def _untouched(self) -> None:
-        """Refuse to open one more graph of a bundle whose files are not the ones there were."""
-        now = signatures(self._bundle)
-        for name, before in self._seen.items():
-            if now.get(name) != before:
-                raise BundleError(
-                    f"{self._bundle.root / name}: exchanged while the bundle was open; "
-                    "open it again"
-                )
+    def identity(self) -> dict[str, str]:
+        """Name the options, and the GPU with its driver where one computes."""
+        gpu = {} if self._settings.device == "cpu" else {"gpu": repr(find_gpu())}
+        return {"settings": repr(self._settings), **gpu}
 
     def close(self) -> None:
         """Let go of the graphs; those that nobody else uses are closed, and leave the memory."""
         self._open = None
         give_back()
-
-
-Signature = tuple[int, int, int]  # inode, bytes, time of the last change in ns
-
-
-def signature(path: Path | str) -> Signature | None:
-    """Tell a file from what it may be later; None if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def signatures(bundle: Bundle) -> dict[str, Signature]:
-    """Give the signatures of a bundle's graphs and weights."""
-    names = [name for name in bundle.manifest.files if name.endswith((".onnx", ".bin"))]
-    found = {name: signature(bundle.root / name) for name in names}
-    return {name: one for name, one in found.items() if one is not None}
 
 
 def timed(one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:

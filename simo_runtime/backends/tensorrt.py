@@ -81,7 +81,8 @@ class Tensorrt:
         from simo_runtime.backends.tensorrt_engine import tensorrt_version
         from simo_runtime.backends.tensorrt_session import TensorrtSession
 
-        find = _finder(bundle, precision, tensorrt_version(), find_gpu(), self.options.engines)
+        gpu = find_gpu()
+        find = _finder(bundle, precision, tensorrt_version(), gpu, self.options.engines)
         names = [ENCODER, *(task.name for task in bundle.manifest.tasks)]
         engines = {name: find(name) for name in names}
         if joint is not False and JOINT in bundle.manifest.graph_files(precision).named():
@@ -90,7 +91,9 @@ class Tensorrt:
             except BackendError:
                 if joint is True:
                     raise
-        return TensorrtSession(bundle, engines, joint=joint, cuda_graph=self.options.cuda_graph)
+        return TensorrtSession(
+            bundle, engines, gpu=gpu, joint=joint, cuda_graph=self.options.cuda_graph
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Contexts belong to a batch size: a graph that was recorded is right only while i
 its shapes and addresses. Buffers are as large as the largest batch and belong to the session.
 """
 
+import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from simo_runtime.backends.tensorrt import Plan
 from simo_runtime.backends.tensorrt_engine import Context, listener, load
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError, listing
+from simo_runtime.gpu import Gpu
 from simo_runtime.graphs import ENCODER, IMAGE, JOINT
 
 Arrays = dict[str, NDArray[Any]]
@@ -67,11 +69,19 @@ class TensorrtSession:
     """`run` may be called from several threads: they take turns, since buffers are shared."""
 
     def __init__(
-        self, bundle: Bundle, engines: Mapping[str, Plan], *, joint: Joint, cuda_graph: bool
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Plan],
+        *,
+        gpu: Gpu,
+        joint: Joint,
+        cuda_graph: bool,
     ) -> None:
         self._bundle, self._joint, self._recording = bundle, joint, cuda_graph
         self._tasks = [task.name for task in bundle.manifest.tasks]
         self._lock = threading.Lock()
+        plans = {name: hashlib.sha256(plan.data).hexdigest() for name, plan in engines.items()}
+        self._identity = {"engines": repr(sorted(plans.items())), "gpu": repr(gpu)}
         self._batches: OrderedDict[int, Batch] = OrderedDict()
         self._smallest = max(plan.smallest for plan in engines.values())
         self._largest = min(plan.largest for plan in engines.values())
@@ -101,6 +111,10 @@ class TensorrtSession:
                 buffers.take(tensor, shapes[tensor], kind, host=host)
         self._shapes = {tensor: shape[1:] for tensor, shape in shapes.items()}
         return buffers
+
+    def identity(self) -> dict[str, str]:
+        """Name the engines, and the GPU with its driver."""
+        return self._identity
 
     def _image(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {IMAGE: (batch, *self._bundle.manifest.image_size, 3)}
