@@ -20,6 +20,10 @@ class HeadStep(Part):
     """Re-align the heads: freeze the encoder, compute the features once, train every head."""
 
     step: Literal["head"]
+    labels: bool = True  # learn from the truths
+    outputs: Weight = 0.0  # how much the experts' outputs count, beside labels' 1
+    targets: Target = "soft"  # what an expert's output of classes is taken for
+    by: Literal["select", "teachers"] = "select"  # what tells the best epoch
     seed: Seed = 0
     batch: Positive = 16
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -28,6 +32,18 @@ class HeadStep(Part):
     lr: Rate = 1e-4
     weight_decay: Weight = 0.05
     flip: bool = True  # train on the mirrored images too
+    ema: Share = 0.0  # decay of the average of the weights that is measured and kept; 0: none
+    patience: Positive | None = None  # stop after so many epochs without a better one
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> "HeadStep":
+        if not (self.labels or self.outputs):
+            raise ValueError("there is nothing to learn from: set labels or outputs")
+        if self.by == "teachers" and not self.outputs:
+            raise ValueError("by: teachers needs teachers: set outputs")
+        if "targets" in self.model_fields_set and not self.outputs:
+            raise ValueError("targets says what outputs teach, so it needs outputs")
+        return self
 
 
 class JointStep(Part):

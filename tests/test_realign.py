@@ -251,6 +251,60 @@ def test_every_pixel_is_compared_in_one_batch_or_another() -> None:
     assert torch.equal(seen.sort().values, raw.flatten())
 
 
+HEADS: dict[str, Any] = {"step": "head", "epochs": 3, "lr": 1e-3, "batch": 3}
+TAUGHT = {**HEADS, "labels": False, "outputs": 1}
+
+
+def test_heads_learn_from_experts_without_any_label(
+    place: Path, tmp_path: Path, reads: Reads
+) -> None:
+    step = {**TAUGHT, "by": "teachers", "epochs": 8}
+    learnt_on = {"root": "data", "select": "realign"}
+    path = write_recipe(place, merge={"params": {"alpha": 0.5}}, data=learnt_on, realign=[step])
+    work = opened(path)
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    log = realign(work, merge(work)).log
+    (cost,) = of_realign(log)
+    assert cost.images == {"realign": SPLITS["realign"], "select": SPLITS["realign"]}
+    assert cost.labels == {}
+    assert not [split for split, truths in reads if split == "realign" and truths]
+    for one in log["steps"][0]["tasks"].values():
+        assert one["epoch"] > 0  # nearer to the expert than before
+
+
+def test_heads_of_a_shared_encoder_that_is_the_expert_need_no_change(
+    place: Path, tmp_path: Path
+) -> None:
+    step = {**TAUGHT, "by": "teachers"}
+    path = write_recipe(place, tasks=("depth",), merge={"params": {"alpha": 1.0}}, realign=[step])
+    work = opened(path)
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    found = realign(work, merge(work))
+    before, after = work.experts["depth"].head, part(found.tensors, "depth.")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    outcome = found.log["steps"][0]["tasks"]["depth"]
+    assert (outcome["epoch"], outcome["metric"]) == (0, pytest.approx(0, abs=1e-6))
+
+
+def test_labels_and_experts_together_are_another_lesson_than_either(
+    place: Path, tmp_path: Path
+) -> None:
+    steps = [HEADS, TAUGHT, {**TAUGHT, "labels": True}, {**TAUGHT, "labels": True, "outputs": 5}]
+    found = [aligned(place, tmp_path / str(i), step)[2].tensors for i, step in enumerate(steps)]
+    weights = [torch.cat([t.flatten() for t in tensors.values()]) for tensors in found]
+    for i, one in enumerate(weights):
+        assert all(not torch.equal(one, other) for other in weights[i + 1 :])
+
+
+def test_an_average_and_patience_are_the_heads_too(place: Path, tmp_path: Path) -> None:
+    plain, averaged, short = (
+        aligned(place, tmp_path / name, {**HEADS, **extra})[2].log["steps"][0]["tasks"]["depth"]
+        for name, extra in (("a", {}), ("b", {"ema": 0.9}), ("c", {"lr": 1.0, "patience": 1}))
+    )
+    assert plain["history"] != averaged["history"]
+    assert len(short["history"]) < len(plain["history"])
+
+
 def test_further_images_without_labels_are_learnt_from_and_counted(
     place: Path, tmp_path: Path, reads: Reads
 ) -> None:
@@ -323,7 +377,10 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
         ({"step": "distil"}, r"realign\.0\.step: there is no step 'distil'; did you mean 'dist"),
         ({"lr": 1e-3}, r"realign\.0\.step: Field required"),
         ({"step": "distill", "label": True}, r"realign\.0\.label: .*; did you mean 'labels'\?"),
-        ({"step": "head", "ema": 0.9}, r"realign\.0\.ema: unknown key"),
+        ({"step": "head", "views": 2}, r"realign\.0\.views: unknown key"),
+        ({"step": "head", "labels": False}, r"nothing to learn from: set labels or outputs"),
+        ({"step": "head", "by": "teachers"}, r"by: teachers needs teachers: set outputs"),
+        ({"step": "head", "targets": "pseudo"}, r"targets says what outputs teach"),
         ({"step": "distill", "ema": 1}, r"realign\.0\.ema: Input should be less than 1"),
         ({"step": "distill", "outputs": 0}, r"realign\.0: there is nothing to learn from"),
         ({"step": "distill", "units": "experts"}, r"realign\.0: units: experts .* needs labels"),

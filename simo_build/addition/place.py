@@ -78,10 +78,15 @@ def opened(loaded: LoadedRecipe, task: str, out: Path, progress: Progress) -> Ad
         spec=recipe.specs()[task],
         encoder=encoder,
         shape=shape,
-        step=heads[0] if heads else HeadStep(step="head"),
+        step=by_labels(heads[0] if heads else HeadStep(step="head")),
         samples=Splits(lambda role: load_split(loaded, role, tasks=[task], progress=progress)),
         progress=progress,
     )
+
+
+def by_labels(step: HeadStep) -> HeadStep:
+    """Give a step as it is for a new head, which has no teacher among the experts."""
+    return step.model_copy(update={"labels": True, "outputs": 0.0, "by": "select"})
 
 
 def misfit(

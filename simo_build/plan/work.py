@@ -81,14 +81,13 @@ def _step(site: Site, step: AnyStep) -> str:
         by = f"chosen by {site.images('select')} of select, " if step.choose else ""
         return f"the encoder, {by}on {step.images} images of realign, without labels"
     mirrored = " and their mirror images" if step.flip else ""
-    labelled = isinstance(step, HeadStep) or step.labels
-    seen = f"{site.images('realign')} of realign{mirrored}, {with_labels(labelled)} labels"
+    seen = f"{site.images('realign')} of realign{mirrored}, {with_labels(step.labels)} labels"
     if isinstance(step, JointStep):
         fresh = ", fresh in every epoch" if step.fresh else ""
         seen += f", {step.views} views of each{fresh}" if step.views > 1 else ""
         seen += f"; {site.images('unlabelled')} of unlabelled" if step.unlabelled else ""
-    by_select = isinstance(step, HeadStep) or step.by == "select"
-    best = f"the best epoch by {site.images('select')} of select, {with_labels(by_select)} labels"
+    labels = with_labels(step.by == "select")
+    best = f"the best epoch by {site.images('select')} of select, {labels} labels"
     heads = many(len(site.recipe.tasks), "head")
     what = f"{heads}, each" if isinstance(step, HeadStep) else f"the encoder and {heads},"
     return f"{what} {_steps(site, step)} in {many(step.epochs, 'epoch')} on {seen}; {best}"

@@ -84,16 +84,18 @@ class Bench:
         chance = seeded(step.seed + 1 + APART * (epoch - 1))
         return viewed(samples, step.views, self.kinds, how, chance)
 
-    def features(self, encoder: StateDict, role: str, *, flip: bool = False) -> list[Tensor]:
-        """Give the taps of a labelled split, mirrored images last; one encoder's are kept."""
+    def features(self, encoder: StateDict, samples: Samples, name: str) -> list[Tensor]:
+        """Compute the taps of some images; those of one encoder are kept, under their names."""
         if not self.kept or self.kept[0][0] is not encoder:
             self.kept[:] = [(encoder, {})]
-        found, name = self.kept[0][1], f"{role}, mirrored too" if flip else role
+        found = self.kept[0][1]
         if name not in found:
-            samples = self.labelled(role)
-            samples = self.mirrored(samples) if flip else samples
             found[name] = self.work.features(encoder, samples, name)
         return found[name]
+
+    def judged(self, heads: Mapping[str, Head], encoder: StateDict) -> dict[str, float]:
+        """Measure all heads on an encoder, on `select`."""
+        return self.measured(heads, self.features(encoder, self.labelled("select"), "select"))
 
     def measured(self, heads: Mapping[str, Head], features: Sequence[Tensor]) -> dict[str, float]:
         """Measure all heads on the features of `select`."""

@@ -91,7 +91,7 @@ def judge_of(bench: Bench, model: SharedModel, by: str) -> tuple[str, Callable[[
     """
     if by == "select":
         return "eq. 1", lambda weights: bench.performance(
-            model.heads, bench.features(weights, "select")
+            model.heads, bench.features(weights, bench.labelled("select"), "select")
         )
     like = DistillStep(step="distill", by="teachers")
     lessons = lessons_of(bench, like, bench.bare("select"))
