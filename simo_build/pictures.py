@@ -87,8 +87,8 @@ def legend(spec: TaskSpec, kind: Kind, limits: Limits, maps: Sequence[Array]) ->
         return Legend(line=kind.key)
     low, high = limits
     ramp = kind.scale.colour(np.linspace(low, high, BAR, dtype=np.float32)[None], limits)
-    ticks = tuple(kind.scale.tick(float(value)) for value in np.linspace(low, high, 3))
-    return Legend(bar=encoded(".png", np.repeat(ramp, 2, axis=0)), ticks=ticks)
+    ticks = kind.scale.ticks(limits, 3)
+    return Legend(bar=encoded(".png", np.repeat(ramp, 2, axis=0)), ticks=tuple(ticks))
 
 
 def _plain(truth: Array) -> Array:

@@ -148,6 +148,8 @@ def main(images: tuple[str, ...], doctor: bool, **options: object) -> None:
         code = run(wish)
     except SimoError as error:
         raise click.ClickException(str(error)) from error
+    except ImportError as error:  # of OpenCV or numpy, which everything needs
+        raise click.ClickException(f"{error}; simo-infer --doctor says what to install") from error
     except OSError as error:
         where = error.filename or wish.out
         raise click.ClickException(f"{where}: {error.strerror or error}") from error

@@ -1,7 +1,8 @@
 """What of this machine the runtime can use: versions, processor, GPU, backends, engines.
 
 `simo-infer --doctor` prints it. Everything is looked at anew, nothing is changed, and nothing that
-is missing is an error.
+is missing is an error. All that needs a package which may be broken is imported late, by the
+section that uses it, so that the others are still told.
 """
 
 import platform
@@ -10,14 +11,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from simo_runtime.backends import BACKENDS, choose, load_backend
-from simo_runtime.backends.onnxruntime_graph import failures
-from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import affinity, available_cpus, cgroup_quota
-from simo_runtime.engines import default_root
 from simo_runtime.errors import SimoError
 from simo_runtime.gpu import find_gpu
+from simo_runtime.importing import import_fault
+
+if TYPE_CHECKING:
+    from simo_runtime.bundle import Bundle
 
 PACKAGES = (
     "simo-runtime",
@@ -29,6 +31,12 @@ PACKAGES = (
     "tensorrt",
     "pycuda",
     "cuda-bindings",
+)
+# What is imported, the wheel to install for it, and the wheels that own its folder.
+IMPORTS = (
+    ("numpy", "numpy", "numpy"),
+    ("cv2", "opencv-python-headless", "opencv-python opencv-python-headless"),
+    ("onnxruntime", "onnxruntime", "onnxruntime onnxruntime-gpu"),
 )
 CONFLICTS = (("onnxruntime", "onnxruntime-gpu"), ("opencv-python", "opencv-python-headless"))
 # A graph that gives what it is given: enough to see which provider really runs. It is
@@ -50,16 +58,28 @@ class Section:
 def examine(bundle: Path | None = None) -> list[Section]:
     """Look at everything; with a bundle, open it on every backend that can run."""
     sections = [
-        Section("versions", tuple(_versions())),
-        Section("processor", tuple(_processor())),
-        Section("GPU", tuple(_gpu())),
-        Section("ONNX Runtime providers", tuple(_providers())),
-        Section("backends", tuple(_backends())),
-        Section("engines", tuple(_engines())),
+        _section("versions", _versions()),
+        _section("imports", _imports()),
+        _section("processor", _processor()),
+        _section("GPU", _gpu()),
+        _section("ONNX Runtime providers", _providers()),
+        _section("backends", _backends()),
+        _section("engines", _engines()),
     ]
     if bundle is not None:
-        sections.append(Section("bundle", tuple(_bundle(bundle))))
+        sections.append(_section("bundle", _bundle(bundle)))
     return sections
+
+
+def _section(title: str, looking: Iterator[tuple[str, str]]) -> Section:
+    """Collect what is found; what goes wrong on the way is a finding too."""
+    lines = []
+    try:
+        for line in looking:
+            lines.append(line)
+    except Exception as error:  # whatever it is: the doctor is asked when something is broken
+        lines.append(("cannot be told", f"{type(error).__name__}: {error}"))
+    return Section(title, tuple(lines))
 
 
 def table(sections: Sequence[Section]) -> str:
@@ -92,6 +112,11 @@ def _versions() -> Iterator[tuple[str, str]]:
         if found[one] and found[other]:
             yield "conflict", f"{one} and {other} own the same folder: uninstall both, install one"
     yield "environment", environment(found["tensorrt"], found["onnxruntime-gpu"])
+
+
+def _imports() -> Iterator[tuple[str, str]]:
+    for module, wheel, owners in IMPORTS:
+        yield module, import_fault(module, wheel=wheel, owners=owners) or "works"
 
 
 def environment(tensorrt: str | None, onnxruntime_gpu: str | None) -> str:
@@ -129,11 +154,8 @@ def _gpu() -> Iterator[tuple[str, str]]:
 
 
 def _providers() -> Iterator[tuple[str, str]]:
-    try:
-        import onnxruntime  # late: without it the rest is still to be told
-    except ImportError as error:
-        yield "none", str(error)
-        return
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     onnxruntime.set_default_logger_severity(4)  # the provider's own words are below, once
@@ -147,19 +169,18 @@ def _providers() -> Iterator[tuple[str, str]]:
 def _provider(onnxruntime: ModuleType, options: object, name: str) -> str:
     """Ask for one provider with the probe, and say which ones are active then."""
     try:
-        with failures(Path("probe"), "it cannot start"):
-            session = onnxruntime.InferenceSession(
-                PROBE, options, providers=[name], enable_fallback=0
-            )
-    except SimoError as error:
+        session = onnxruntime.InferenceSession(PROBE, options, providers=[name], enable_fallback=0)
+    except Exception as error:  # of many classes, which are known to the backends
         # ONNX Runtime writes the place in its source before what it has to say.
-        said = str(error.__cause__).partition("\n")[0].rpartition("&) ")[2]
+        said = str(error).partition("\n")[0].rpartition("&) ")[2]
         return f"asked for; it cannot start: {said}"
     active = session.get_providers()
     return "active" if name in active else f"asked for; active instead: {', '.join(active)}"
 
 
 def _backends() -> Iterator[tuple[str, str]]:
+    from simo_runtime.backends import BACKENDS, load_backend
+
     default = None
     for name in BACKENDS:
         backend = load_backend(name)
@@ -173,6 +194,8 @@ def _backends() -> Iterator[tuple[str, str]]:
 
 
 def _engines() -> Iterator[tuple[str, str]]:
+    from simo_runtime.engines import default_root
+
     root = default_root()
     yield "folder", str(root)
     plans = sorted(root.glob("*/*.plan")) if root.is_dir() else []
@@ -183,6 +206,9 @@ def _engines() -> Iterator[tuple[str, str]]:
 
 
 def _bundle(root: Path) -> Iterator[tuple[str, str]]:
+    from simo_runtime.backends import BACKENDS, load_backend
+    from simo_runtime.bundle import Bundle
+
     yield "folder", str(root)
     try:
         bundle = Bundle.open(root)
@@ -192,10 +218,22 @@ def _bundle(root: Path) -> Iterator[tuple[str, str]]:
     yield "precisions", ", ".join(bundle.manifest.graphs)
     yield "tasks", ", ".join(f"{task.name} ({task.kind})" for task in bundle.manifest.tasks)
     for name in BACKENDS:
-        if load_backend(name).why_not() is not None:
-            continue
-        try:
-            choose(name).open(bundle).close()
-            yield name, "opens it"
-        except SimoError as error:
-            yield name, str(error)
+        if load_backend(name).why_not() is None:
+            yield name, _opened(name, bundle)
+
+
+def _opened(name: str, bundle: "Bundle") -> str:
+    """Open a bundle on a backend, unless that would build engines, and say how it went."""
+    from simo_runtime.backends import load_backend
+    from simo_runtime.backends.onnxruntime_tensorrt import OnnxRuntimeTensorrt
+
+    backend = load_backend(name)
+    try:
+        if isinstance(backend, OnnxRuntimeTensorrt):
+            kept = {each: backend.kept(bundle, each) for each in bundle.manifest.graphs}
+            counts = ", ".join(f"{each} {count}" for each, count in kept.items())
+            return f"not opened, which may build engines for minutes; engines kept: {counts}"
+        backend.open(bundle).close()
+    except SimoError as error:
+        return str(error)
+    return "opens it"

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Limits = tuple[float, float]  # the values at the two ends of a scale of colours
+LEAST_SPAN = 1e-6  # between limits; values that lie closer together have one colour
 
 # Twenty colours at least 25 apart in CIELAB, light enough to lie over a photo.
 PALETTE_K3: Pixels = np.array(
@@ -67,7 +68,7 @@ def _share_of_range(
     """Place values between two limits, 0 to 1, and say which are finite."""
     known_HW = np.isfinite(values_HW)
     low, high = range_of(values_HW) if limits is None else limits
-    span = max(high - low, 1e-6)
+    span = max(high - low, LEAST_SPAN)
     return (np.clip(np.where(known_HW, values_HW, low), low, high) - low) / span, known_HW
 
 

@@ -5,14 +5,15 @@ colours, a bar with values in their unit, or a line of words.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from simo_runtime.draw import Limits, Pixels, blend, palette, range_of
 from simo_runtime.predictor import Prediction
-from simo_runtime.tasks import Kind, kind_named
+from simo_runtime.tasks import Scale, kind_named
 
 WIDEST, NARROWEST = 640, 280  # pixels of a panel
 TALLEST = 960
@@ -27,50 +28,39 @@ def compose(scene: Mapping[str, Prediction], *, every_class: bool = False) -> Pi
     """Draw a scene. With `every_class` all classes are named, so that every frame is as large."""
     predictions = list(scene.values())
     photo = predictions[0].image
-    size = panel_size(photo.shape[0], photo.shape[1])
+    size = photo_size(photo.shape[0], photo.shape[1])
     small = np.asarray(cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    cells = [_cell(small, "photo", _paper(0, size[1]))]
-    cells += [_task(one, small, every_class=every_class) for one in predictions]
+    wide = max(size[1], NARROWEST)  # a legend has this much room, however narrow the photo
+    cells = [_cell(small, "photo", _paper(0, wide))]
+    cells += [_task(one, small, wide, every_class=every_class) for one in predictions]
     return _grid(cells)
 
 
-def panel_size(high: int, wide: int) -> tuple[int, int]:
-    """Give height and width of a panel for a photo: neither tiny nor huge, the same shape."""
+def photo_size(high: int, wide: int) -> tuple[int, int]:
+    """Give height and width of a photo in its panel: neither tiny nor huge, the same shape."""
     scale = min(max(wide, NARROWEST), WIDEST) / wide
     scale = min(scale, TALLEST / high)
     return max(1, round(high * scale)), max(1, round(wide * scale))
 
 
-def _task(prediction: Prediction, photo: Pixels, *, every_class: bool) -> Pixels:
+def _task(prediction: Prediction, photo: Pixels, wide: int, *, every_class: bool) -> Pixels:
     kind = kind_named(prediction.task.kind)
     values = kind.resize(prediction.values, (photo.shape[0], photo.shape[1]))
     limits = range_of(values) if kind.scale else (0.0, 1.0)
     colours = kind.scale.colour(values, limits) if kind.scale else kind.colour(values)
-    legend = _legend(prediction, kind, limits, photo.shape[1], every_class=every_class)
+    if prediction.labels:
+        legend = _classes(prediction, None if every_class else values, wide)
+    elif kind.scale is not None:
+        legend = _bar(kind.scale, limits, wide)
+    else:
+        legend = _words(kind.key or kind.unit, wide)
     return _cell(blend(photo, colours, opacity=OPACITY), prediction.task.name, legend)
 
 
-def _legend(
-    prediction: Prediction, kind: Kind, limits: Limits, wide: int, *, every_class: bool
-) -> Pixels:
-    if prediction.labels:
-        return _classes(prediction, wide, every_class=every_class)
-    if kind.scale is not None:
-        return _bar(kind, limits, wide)
-    return _words(kind.key or kind.unit, wide)
-
-
-def _classes(prediction: Prediction, wide: int, *, every_class: bool) -> Pixels:
-    """Name classes beside their colours, in columns; those that are seen, by their share."""
+def _classes(prediction: Prediction, seen_HW: Pixels | None, wide: int) -> Pixels:
+    """Name classes beside their colours, in columns: all, or by their share those seen."""
     names, colours = prediction.labels, palette(len(prediction.labels))
-    counts = np.bincount(prediction.values.ravel(), minlength=len(names))[: len(names)]
-    shown = [
-        index
-        for index in np.argsort(-counts, kind="stable")
-        if counts[index] >= max(1.0, SEEN * prediction.values.size)
-    ]
-    if every_class:
-        shown = list(range(len(names)))
+    shown = list(range(len(names))) if seen_HW is None else _by_share(seen_HW, len(names))
     widest = max((_width(names[index]) for index in shown), default=0)
     columns = max(1, wide // (widest + 2 * LINE + MARGIN))
     paper = _paper(math.ceil(len(shown) / columns), wide)
@@ -81,29 +71,51 @@ def _classes(prediction: Prediction, wide: int, *, every_class: bool) -> Pixels:
     return paper
 
 
+def _by_share(labels_HW: Pixels, classes: int) -> list[int]:
+    """List the classes that can be seen in a panel, the largest first."""
+    counts = np.bincount(labels_HW.ravel(), minlength=classes)[:classes]
+    least = max(1.0, SEEN * labels_HW.size)
+    return [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= least]
+
+
 def _box(paper: Pixels, x: int, y: int, colour: Pixels) -> None:
     # As it looks over a grey photo, since that is how it is seen.
     seen = np.rint(OPACITY * colour + (1 - OPACITY) * 128)
     paper[y : y + LINE - 6, x : x + LINE - 6] = seen.astype(np.uint8)
 
 
-def _bar(kind: Kind, limits: Limits, wide: int) -> Pixels:
+def _bar(scale: Scale, limits: Limits, wide: int) -> Pixels:
     """Draw the scale of colours from low to high, with ticks in the unit."""
-    assert kind.scale is not None  # the caller has looked
-    low, high = limits
     paper = _paper(2, wide)
-    ramp = np.linspace(low, high, wide - 2 * MARGIN, dtype=np.float32)[None]
-    paper[3 : LINE - 3, MARGIN : wide - MARGIN] = kind.scale.colour(ramp, limits)
-    texts = [kind.scale.tick(float(value)) for value in np.linspace(low, high, TICKS)]
-    room = (wide - 2 * MARGIN) / max(1, max(_width(text) for text in texts) + MARGIN)
-    step = 1 if room >= TICKS else 2 if room >= 3 else 4
-    for index in range(0, TICKS, step):
-        middle = MARGIN + index * (wide - 2 * MARGIN - 1) // (TICKS - 1)
+    ramp = np.linspace(*limits, wide - 2 * MARGIN, dtype=np.float32)[None]
+    paper[3 : LINE - 3, MARGIN : wide - MARGIN] = scale.colour(ramp, limits)
+    for middle, left, text in _ticks(scale, limits, wide):
         paper[LINE - 3 : LINE + 1, middle] = INK
-        left = middle - _width(texts[index]) // 2
-        left = min(max(left, 0), max(0, wide - _width(texts[index])))
-        _write(paper, texts[index], left, LINE)
+        _write(paper, text, left, LINE)
     return paper
+
+
+def _ticks(scale: Scale, limits: Limits, wide: int) -> list[tuple[int, int, str]]:
+    """Place ticks below a bar: where each is, where its text starts, and the text.
+
+    All five, or three, or the two ends: as many as have room beside each other.
+    """
+    texts = scale.ticks(limits, TICKS)
+    if len(texts) == 1:
+        return [(wide // 2, (wide - _width(texts[0])) // 2, texts[0])]
+    ticks = []
+    for index, text in enumerate(texts):
+        middle = MARGIN + index * (wide - 2 * MARGIN - 1) // (TICKS - 1)
+        left = min(middle - _width(text) // 2, wide - _width(text))
+        ticks.append((middle, max(left, 0), text))
+    return next((some for some in (ticks, ticks[::2]) if _fit(some)), ticks[::4])
+
+
+def _fit(ticks: Sequence[tuple[int, int, str]]) -> bool:
+    return all(
+        left + _width(text) + MARGIN <= following
+        for (_, left, text), (_, following, _) in pairwise(ticks)
+    )
 
 
 def _words(text: str, wide: int) -> Pixels:
@@ -121,9 +133,12 @@ def _words(text: str, wide: int) -> Pixels:
 
 
 def _cell(picture: Pixels, title: str, legend: Pixels) -> Pixels:
-    head = _paper(1, picture.shape[1])
+    """Put a picture under its title and above its legend, which is as wide as the panel."""
+    panel = np.full((picture.shape[0], legend.shape[1], 3), PAPER, np.uint8)
+    panel[:, : picture.shape[1]] = picture
+    head = _paper(1, legend.shape[1])
     _write(head, title, 2, 0)
-    return np.concatenate([head, picture, legend])
+    return np.concatenate([head, panel, legend])
 
 
 def _grid(cells: list[Pixels]) -> Pixels:
@@ -149,13 +164,13 @@ def _paper(lines: int, wide: int) -> Pixels:
 def _write(paper: Pixels, text: str, x: int, y: int) -> None:
     """Write one line whose box starts at (x, y)."""
     at = (x, y + LINE - 5)
-    cv2.putText(paper, _plain(text), at, FONT, SCALE, INK, 1, cv2.LINE_AA)
+    cv2.putText(paper, _printable(text), at, FONT, SCALE, INK, 1, cv2.LINE_AA)
 
 
 def _width(text: str) -> int:
-    return int(cv2.getTextSize(_plain(text), FONT, SCALE, 1)[0][0])
+    return int(cv2.getTextSize(_printable(text), FONT, SCALE, 1)[0][0])
 
 
-def _plain(text: str) -> str:
-    # OpenCV's font has the characters of ASCII.
-    return text.encode("ascii", "replace").decode()
+def _printable(text: str) -> str:
+    # OpenCV breaks lines by itself, and crashes on half of a surrogate pair.
+    return "".join(one if one.isprintable() else "?" for one in text)

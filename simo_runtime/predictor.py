@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simo_runtime import backends
 from simo_runtime.bundle import Bundle
 from simo_runtime.draw import blend
-from simo_runtime.errors import BackendError, ImageError
+from simo_runtime.errors import BackendError, ImageError, UnknownNameError
 from simo_runtime.golden import check_golden, fingerprint
 from simo_runtime.image import Pixels, read_image, read_reduced
 from simo_runtime.placement import Placement, fill_colour
@@ -116,9 +116,10 @@ class Predictor:
         Predictors of the same bundle share what they can. With `self_test` the bundle's golden
         outputs must come out on this machine, "once" for a bundle and a backend, or each time.
 
-        Raises BundleError if the bundle is damaged, BackendError if the backend cannot run, and
-        UnknownNameError for a backend or a precision that is not there.
+        Raises BundleError if the bundle is damaged, BackendError if the backend cannot run or an
+        option is none, and UnknownNameError for a backend or a precision that is not there.
         """
+        _check_options(threads=threads, joint=joint, arena=arena, self_test=self_test)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         chosen = backends.choose(backend)
         session = chosen.open(
@@ -215,9 +216,11 @@ class Predictor:
         """Give the tasks of those names, each once; None gives all."""
         if tasks is None:
             return list(self.bundle.manifest.tasks)
-        if isinstance(tasks, str):
-            tasks = [tasks]
-        return [self.bundle.manifest.task(name) for name in dict.fromkeys(tasks)]
+        names = [tasks] if isinstance(tasks, str) else [str(name) for name in tasks]
+        if not names:
+            there = ", ".join(task.name for task in self.bundle.manifest.tasks)
+            raise UnknownNameError(f"tasks is empty; give some of {there}, or None for all")
+        return [self.bundle.manifest.task(name) for name in dict.fromkeys(names)]
 
     def close(self) -> None:
         """Let go of the models."""
@@ -235,6 +238,19 @@ class Predictor:
         self.close()
 
 
+def _check_options(*, threads: object, joint: object, arena: object, self_test: object) -> None:
+    """Refuse what is no option: engines would take it for something, or fail in their own words."""
+    number = isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1
+    if threads is not None and not number:
+        raise BackendError(f"threads is {threads!r}; it must be 1 or more, or None for all")
+    if not isinstance(joint, bool) and joint != "auto":
+        raise BackendError(f'joint is {joint!r}; it must be True, False or "auto"')
+    if not isinstance(arena, bool):
+        raise BackendError(f"arena is {arena!r}; it must be True or False")
+    if not isinstance(self_test, bool) and self_test != "once":
+        raise BackendError(f'self_test is {self_test!r}; it must be True, False or "once"')
+
+
 def _finite(values: NDArray[Any]) -> bool:
     """Tell whether all values are numbers; a sum that is one shows it in one pass."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -247,6 +263,11 @@ def as_rgb(image: Path | str | NDArray[Any], colours: ColourOrder | None) -> Pix
         if colours is not None:
             raise ImageError("colours= is for arrays; a file says itself how its colours lie")
         return read_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"the image is of the type {type(image).__name__}; it must be a path (str or Path), or "
+            "a numpy array, uint8 (height, width, 3)"
+        )
     if colours not in ("RGB", "BGR"):
         raise ImageError(f'an array needs colours="RGB" or colours="BGR"; got {colours!r}')
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simo_runtime.draw import (
+    LEAST_SPAN,
     Limits,
     colour_depth,
     colour_disparity,
@@ -44,6 +45,8 @@ from simo_runtime.pixels import (
 )
 from simo_runtime.scales import metres
 
+FINER = 8  # precisions of a tick that are tried, each with a digit more
+
 Array = NDArray[Any]
 
 
@@ -62,11 +65,24 @@ class TaskSpec:
 class Scale:
     """How maps of single values are drawn so that they can be compared, and what a value is called.
 
-    `colour` draws a map over limits, `tick` names a value on the bar beside it, with its unit.
+    `colour` draws a map over limits, `tick` names a value on the bar beside it, with its unit and
+    with so many digits more than usual.
     """
 
     colour: Callable[[Array, Limits], NDArray[np.uint8]]
-    tick: Callable[[float], str]
+    tick: Callable[[float, int], str]
+
+    def ticks(self, limits: Limits, count: int) -> list[str]:
+        """Name values from limit to limit, with digits that make them differ; one if all are one.
+
+        What differs by less than a colour does is one value.
+        """
+        low, high = limits
+        if high - low < LEAST_SPAN:
+            return [self.tick(low, 0)]
+        values = [float(value) for value in np.linspace(low, high, count)]
+        finer = ([self.tick(value, more) for value in values] for more in range(FINER))
+        return next((texts for texts in finer if len(set(texts)) == count), [self.tick(low, 0)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +200,13 @@ def summarise_log_depth(log_HW: Array, labels: tuple[str, ...]) -> str:
     return summarise_depth(metres(log_HW), labels)
 
 
+def tick_log_depth(value: float, more: int) -> str:
+    """Name a value in metres, with two digits that count, or more."""
+    metre = round(float(metres(np.asarray(value))), 4 + more) + 0.0  # no minus before a zero
+    text = np.format_float_positional(metre, precision=2 + more, fractional=False, trim="-")
+    return f"{text} m"
+
+
 def summarise_strength(strength_HW: Array, labels: tuple[str, ...]) -> str:
     """Give the mean, and how much of the image is over the middle of the scale."""
     known = strength_HW[np.isfinite(strength_HW)]
@@ -220,7 +243,7 @@ STRENGTH = Kind(
     summary=summarise_strength,
     encode=sixteen_bits_signed,
     empty=float("nan"),
-    scale=Scale(colour_strength, lambda value: f"{value:+.2f}"),
+    scale=Scale(colour_strength, lambda value, more: f"{value:+z.{2 + more}f}"),
 )
 register_kind(CLASSES)
 register_kind(replace(CLASSES, name="parts"))
@@ -234,7 +257,7 @@ register_kind(
         colour=colour_depth,
         summary=summarise_depth,
         encode=millimetres,
-        scale=Scale(colour_depth, lambda value: f"{value:.1f} m"),
+        scale=Scale(colour_depth, lambda value, more: f"{value:z.{1 + more}f} m"),
     )
 )
 register_kind(
@@ -248,7 +271,7 @@ register_kind(
         summary=summarise_log_depth,
         encode=sixteen_bits,
         empty=float("nan"),
-        scale=Scale(colour_depth, lambda value: f"{float(metres(np.asarray(value))):.2g} m"),
+        scale=Scale(colour_depth, tick_log_depth),
     )
 )
 register_kind(
@@ -261,7 +284,7 @@ register_kind(
         colour=colour_disparity,
         summary=summarise_disparity,
         encode=sixteen_bits,
-        scale=Scale(colour_disparity, lambda value: f"{value:.3f}"),
+        scale=Scale(colour_disparity, lambda value, more: f"{value:z.{3 + more}f}"),
     )
 )
 register_kind(

@@ -1,15 +1,21 @@
 """The doctor: it names everything, on a machine that has little, and never fails."""
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from simo_runtime import doctor
 from simo_runtime.backends import BACKENDS
+from simo_runtime.backends import onnxruntime_tensorrt as provider
+from simo_runtime.bundle import Bundle
 from simo_runtime.doctor import PROBE, Section, environment, examine, table
+from simo_runtime.engines import machine_folder
+from simo_runtime.gpu import Gpu
 
 
 def test_it_names_versions_processor_gpu_providers_backends_and_engines(rooms_bundle: Path) -> None:
@@ -34,6 +40,82 @@ def test_the_command_needs_no_images_and_no_bundle(tmp_path: Path) -> None:
     assert told.returncode == 0
     assert "onnxruntime-cpu" in told.stdout
     assert "Falling back" not in told.stdout + told.stderr
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    """Run simo-infer where a package is there and cannot be imported; stdout and stderr."""
+
+    def run(package: str, *arguments: str | Path) -> tuple[str, str]:
+        fake = tmp_path / "broken" / package
+        fake.mkdir(parents=True)
+        (fake / "__init__.py").write_text("raise ImportError('libGL.so.1: no such file')\n")
+        told = subprocess.run(
+            [Path(sys.executable).parent / "simo-infer", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{fake.parent}:{os.environ.get('PYTHONPATH', '')}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in told.stderr
+        assert told.returncode == (0 if "--doctor" in arguments else 1)
+        return told.stdout, told.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("package", ["cv2", "onnxruntime"])
+def test_a_package_that_is_broken_is_named_and_the_rest_is_told(
+    broken: Callable[..., tuple[str, str]], package: str
+) -> None:
+    told, _ = broken(package, "--doctor")
+    fault = rf"^  {package} +{package} cannot be imported: libGL\.so\.1: .*pip install"
+    assert re.search(fault, told, re.MULTILINE), told
+    assert re.search(r"^processor\n  threads +\d+$", told, re.MULTILINE)
+    assert re.search(r"^GPU\n  \w", told, re.MULTILINE)
+    if package == "cv2":
+        assert re.search(r"^  CPUExecutionProvider +active$", told, re.MULTILINE)
+    else:
+        for name in BACKENDS:
+            assert re.search(rf"^  {name} +cannot run: .*pip install", told, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("package", ["cv2", "onnxruntime"])
+def test_a_package_that_is_broken_is_an_error_that_says_what_to_do(
+    broken: Callable[..., tuple[str, str]], package: str, rooms_bundle: Path, rooms_data: Path
+) -> None:
+    photo = rooms_data / "rooms" / "rgb" / "0001.jpg"
+    _, told = broken(package, photo, "--bundle", rooms_bundle)
+    assert told.startswith("Error: ")
+    assert "libGL.so.1: no such file" in told
+    assert ("--doctor" if package == "cv2" else "pip install onnxruntime") in told
+
+
+def test_a_section_that_fails_keeps_what_it_found() -> None:
+    def looking() -> Iterator[tuple[str, str]]:
+        yield "one", "1"
+        raise AttributeError("half imported")
+
+    section = doctor._section("a", looking())
+    assert section.lines == (("one", "1"), ("cannot be told", "AttributeError: half imported"))
+
+
+def test_no_engines_are_built_and_those_that_are_kept_are_counted(
+    rooms_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(name="G", compute_capability="9.0", multiprocessors=8, memory=2**30, driver="13.0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(provider, "find_gpu", lambda: gpu)
+    bundle, backend = Bundle.open(rooms_bundle), provider.BACKEND
+    monkeypatch.setattr(type(backend), "open", lambda *_, **__: pytest.fail("it was opened"))
+    assert doctor._opened(backend.name, bundle).endswith("engines kept: fp32 0")
+    assert list(tmp_path.iterdir()) == []
+    root = machine_folder(tmp_path / "simo" / "engines", gpu)
+    folder = root / provider.folder_name(bundle, backend.options, "fp32")
+    folder.mkdir(parents=True)
+    (folder / "TensorrtExecutionProvider_encoder_sm90.engine").touch()
+    assert doctor._opened(backend.name, bundle).endswith("engines kept: fp32 1")
 
 
 def test_a_bundle_that_cannot_be_opened_is_told_not_raised(tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_a_provider_that_lacks_a_library_is_refused_by_its_name(bundle: Bundle, 
 
 
 @gpu_build
+def test_a_provider_whose_own_library_is_gone_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "provider_file", lambda name: tmp_path / "gone.so")
+    assert "gone.so" in (CUDA.why_not() or "")
+    assert "gone.so" in CUDA.facts()["libraries"]
+
+
+@gpu_build
 def test_all_libraries_and_no_gpu_is_said_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "load", lambda name: None)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,9 @@ from simo_runtime.backends.onnxruntime_graph import Settings, open_graph
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from simo_runtime.bundle import Bundle
 from simo_runtime.errors import BackendError
+from simo_runtime.pipeline import Pipeline
+from simo_runtime.sources import Arrays
+from tests.scenes import plain
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +157,50 @@ def test_a_task_that_is_not_there_is_an_error(predict: Predictor, tasks: list[st
         predict(noise(9, 9), colours="RGB", tasks=tasks)
 
 
+@pytest.mark.parametrize("tasks", [[], (), set()], ids=str)
+def test_no_tasks_are_refused_with_those_that_there_are(tasks: Sequence[str]) -> None:
+    with pytest.raises(UnknownNameError, match="tasks is empty; give some of seg, depth, normals"):
+        plain().specs(tasks)
+    with pytest.raises(UnknownNameError, match="tasks is empty"):
+        Pipeline(plain(), tasks=tasks)
+
+
+def test_a_task_that_is_no_name_is_an_error() -> None:
+    with pytest.raises(UnknownNameError, match="unknown task 'None'"):
+        plain().specs([None])  # type: ignore[list-item]  # as a caller without types may
+
+
+@pytest.mark.parametrize("image", [[1, 2], None, b"photo.jpg", 3.0], ids=repr)
+def test_what_is_neither_path_nor_array_is_an_image_error(image: Any) -> None:
+    with pytest.raises(ImageError, match=f"type {type(image).__name__}; it must be a path"):
+        plain()(image, colours="RGB")
+
+
+def test_a_frame_that_is_no_array_is_a_bad_frame_and_not_the_end() -> None:
+    frames: list[Any] = [noise(9, 9), None, noise(9, 9)]
+    errors = [outcome.error for outcome in Pipeline(plain()).run(Arrays(frames, "RGB"))]
+    assert [type(error) for error in errors] == [type(None), ImageError, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("threads", 0, "1 or more, or None for all"),
+        ("threads", -3, "1 or more, or None for all"),
+        ("threads", "2", "1 or more, or None for all"),
+        ("threads", True, "1 or more, or None for all"),
+        ("joint", "yes", 'True, False or "auto"'),
+        ("arena", "no", "True or False"),
+        ("self_test", "twice", 'True, False or "once"'),
+    ],
+)
+def test_an_option_that_is_none_is_refused(
+    tmp_path: Path, option: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(BackendError, match=f"{option} is {value!r}; it must be {allowed}"):
+        Predictor.open(tmp_path, **{option: value})
+
+
 def test_an_array_must_say_how_its_colours_lie(predict: Predictor) -> None:
     with pytest.raises(ImageError, match='colours="RGB" or colours="BGR"'):
         predict(noise(9, 9))
@@ -184,6 +232,8 @@ def test_an_array_of_another_form_is_refused(
 def test_an_unknown_backend_gets_the_closest_name(rooms_bundle: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime-cpu'"):
         Predictor.open(rooms_bundle, backend="onnxruntime-gpu")
+    with pytest.raises(UnknownNameError, match="unknown backend ''"):
+        Predictor.open(rooms_bundle, backend="")
 
 
 def test_a_graph_that_cannot_be_loaded_is_a_backend_error(tmp_path: Path) -> None:

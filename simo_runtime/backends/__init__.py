@@ -109,7 +109,7 @@ def choose(wanted: str | Backend | None) -> Backend:
     cannot run is an error: nothing falls back in silence.
     """
     reasons = []
-    for candidate in [wanted] if wanted else list(BACKENDS):
+    for candidate in list(BACKENDS) if wanted is None else [wanted]:
         backend = load_backend(candidate) if isinstance(candidate, str) else candidate
         reason = backend.why_not()
         if reason is None:

@@ -1,12 +1,11 @@
 """ONNX Runtime on the CPU: the default, which works anywhere."""
 
-from importlib.util import find_spec
-
 from simo_runtime.backends import Joint
 from simo_runtime.backends.onnxruntime_graph import Settings
 from simo_runtime.backends.onnxruntime_session import OnnxRuntimeSession, version
 from simo_runtime.bundle import Bundle
 from simo_runtime.cpus import available_cpus
+from simo_runtime.importing import import_fault
 
 
 class OnnxRuntimeCpu:
@@ -15,9 +14,8 @@ class OnnxRuntimeCpu:
     name = "onnxruntime-cpu"
 
     def why_not(self) -> str | None:
-        if find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed: pip install onnxruntime"
-        return None
+        owners = "onnxruntime onnxruntime-gpu"
+        return import_fault("onnxruntime", wheel="onnxruntime", owners=owners)
 
     def facts(self) -> dict[str, str]:
         return {"threads": str(available_cpus()), "ONNX Runtime": version()}

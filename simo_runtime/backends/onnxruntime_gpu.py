@@ -13,7 +13,6 @@ import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from simo_runtime.backends import Joint
@@ -25,6 +24,7 @@ from simo_runtime.bundle import Bundle
 from simo_runtime.engines import USUAL, BatchRange
 from simo_runtime.errors import BackendError, listing
 from simo_runtime.gpu import find_gpu
+from simo_runtime.importing import import_fault
 
 Entries = tuple[tuple[str, str], ...]
 WHEEL = "onnxruntime-gpu"
@@ -102,8 +102,7 @@ def why_not(provider: str) -> str | None:
     fault = _wheels() or _built(provider)
     if fault is not None:
         return fault
-    preload()
-    lacking = missing(provider_file(provider))
+    lacking = libraries(provider)
     if lacking:
         return f"{provider}ExecutionProvider lacks libraries\n{listing(lacking)}"
     try:
@@ -114,15 +113,14 @@ def why_not(provider: str) -> str | None:
 
 
 def _wheels() -> str | None:
-    if find_spec("onnxruntime") is None:
-        return f"onnxruntime is not installed: pip install '{WHEEL}[cuda,cudnn]'"
     both = [name for name in ("onnxruntime", WHEEL) if _installed(name)]
     if len(both) > 1:
         return (
             "onnxruntime and onnxruntime-gpu are both installed, in one folder: "
             f"pip uninstall onnxruntime {WHEEL}, then pip install '{WHEEL}[cuda,cudnn]'"
         )
-    return None
+    wheel, owners = f"'{WHEEL}[cuda,cudnn]'", f"onnxruntime {WHEEL}"
+    return import_fault("onnxruntime", wheel=wheel, owners=owners)
 
 
 def _installed(wheel: str) -> bool:
@@ -142,6 +140,15 @@ def _built(provider: str) -> str | None:
         f"this onnxruntime {onnxruntime.__version__} has no {provider}ExecutionProvider: "
         f"pip uninstall onnxruntime, then pip install '{WHEEL}[cuda,cudnn]'"
     )
+
+
+def libraries(provider: str) -> list[str]:
+    """Tell which libraries a provider lacks, itself among them, each with what installs it."""
+    try:
+        preload()
+        return missing(provider_file(provider))
+    except OSError as error:
+        return [f"{error}; install {WHEEL} again"]
 
 
 def preload() -> None:
@@ -172,9 +179,8 @@ def facts(provider: str) -> dict[str, str]:
         found["driver"] = f"CUDA {gpu.driver}"
     except BackendError as error:
         found["gpu"] = str(error)
-    if find_spec("onnxruntime") is not None and _built(provider) is None:
-        preload()
-        found["libraries"] = "; ".join(missing(provider_file(provider))) or "all there"
+    if _wheels() is None and _built(provider) is None:
+        found["libraries"] = "; ".join(libraries(provider)) or "all there"
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from simo_runtime.backends.onnxruntime_gpu import Entries, GpuOptions, OnnxRuntimeGpu
 from simo_runtime.bundle import Bundle
-from simo_runtime.engines import default_root, private_folder
+from simo_runtime.engines import default_root, machine_folder, private_folder
 from simo_runtime.errors import BackendError
 from simo_runtime.gpu import find_gpu
 from simo_runtime.onnxfile import read_onnx
@@ -48,10 +48,14 @@ class OnnxRuntimeTensorrt(OnnxRuntimeGpu):
                 f"{', '.join(SWITCHES)}"
             )
         root = self.options.engines or default_root()
-        key = cache_key(bundle, self.options)
-        folder = private_folder(root, find_gpu(), f"onnxruntime-{precision}-{key}")
+        folder = private_folder(root, find_gpu(), folder_name(bundle, self.options, precision))
         shapes = input_shapes(bundle, precision)
         return provider_options(self.options, shapes, str(folder), precision)
+
+    def kept(self, bundle: Bundle, precision: str) -> int:
+        """Count the engines that were built for a bundle; nothing is opened or made."""
+        folder = machine_folder(self.options.engines or default_root(), find_gpu())
+        return len([*(folder / folder_name(bundle, self.options, precision)).glob("*.engine")])
 
 
 def provider_options(options: GpuOptions, shapes: Shapes, folder: str, precision: str) -> Entries:
@@ -91,6 +95,11 @@ def input_shapes(bundle: Bundle, precision: str) -> Shapes:
         for value in read_onnx(bundle.root / file).inputs:
             shapes[value.name] = tuple(int(size) for size in value.shape[1:])
     return shapes
+
+
+def folder_name(bundle: Bundle, options: GpuOptions, precision: str) -> str:
+    """Name the folder, among a machine's engines, of those that ONNX Runtime builds."""
+    return f"onnxruntime-{precision}-{cache_key(bundle, options)}"
 
 
 def cache_key(bundle: Bundle, options: GpuOptions) -> str:
