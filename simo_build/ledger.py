@@ -41,8 +41,9 @@ EXPERTS, MERGED, ALIGNED = "experts", "merged", "re-aligned"
 FOLDED, ONNX = "folded", "in ONNX Runtime"
 PICTURES_NOTE = (
     "Images of the select split, spread evenly over it, as the network sees them. Depth and other "
-    "values are drawn over one range, the truth's; black has no truth."
+    "values are drawn over one range"
 )
+OF_TRUTH = ", the truth's; black has no truth."
 
 
 def write_report(work: Workshop, merged: Result, aligned: Result, bundle: Bundle) -> None:
@@ -77,7 +78,7 @@ class Ledger:
 
     @property
     def measurable(self) -> bool:
-        """Whether there is any accuracy to tell of."""
+        """Whether it predicts anything, and there are images to show it on."""
         return self.work.recipe.data is not None and self.work.recipe.random_seed is None
 
     @property
@@ -88,7 +89,7 @@ class Ledger:
     def page(self) -> Page:
         """Measure what is not known yet, and put the report together."""
         began = time.perf_counter()
-        stages = self.stages() if self.measurable else {}
+        stages = self.stages() if self.measurable and not self.work.recipe.blind else {}
         strips = tuple(self.strips()) if self.measurable else ()
         seconds = time.perf_counter() - began
         tables = [
@@ -105,7 +106,7 @@ class Ledger:
             figures=tuple(self.figures(stages)),
             tables=tuple(tables),
             strips=strips,
-            pictures_note=PICTURES_NOTE,
+            pictures_note=PICTURES_NOTE + ("." if self.work.recipe.blind else OF_TRUTH),
         )
 
     def lead(self) -> str:
@@ -356,7 +357,7 @@ def history_tables(log: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> Ite
             one = each[task]
             if "history" not in one:
                 continue
-            kind = specs[task].metric if task else None
+            kind = specs[task].metric if task and step.get("by") != "teachers" else None
             values = (one["history"][0], one["history"][one["epoch"]])
             told = [shown(value, kind) if kind else f"{value:.4f}" for value in values]
             name = f"{step['step']}, {task}" if task else step["step"]

@@ -65,6 +65,13 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"{name}: there is no such recipe{hint} (shipped: {', '.join(names)})")
 
 
+def check_truths(loaded: LoadedRecipe, what: str) -> None:
+    """Raise RecipeError if a task has no `target`, which `what` cannot do without."""
+    for task in loaded.recipe.blind:
+        where = f"{loaded.shown}: tasks.{task}: `target` says where its truth lies in `data`"
+        raise RecipeError(f"{where}; {what} needs it")
+
+
 def load_recipe(
     name: str, *, data: Path | None = None, experts: Path = Path("experts")
 ) -> LoadedRecipe:

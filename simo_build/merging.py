@@ -29,6 +29,7 @@ from simo_build.merge import (
     rehearse,
 )
 from simo_build.merge.combined import apart
+from simo_build.needs import check_labels
 from simo_build.progress import Progress
 from simo_build.several import refuse_several
 from simo_build.stages import Result, Stages
@@ -54,6 +55,7 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.random_seed is None:
         chosen = [name for name in recipe.merge.choose if not name.startswith("lines.")]
         method.check([*recipe.merge.params, *chosen])
+        check_labels(loaded)
         if (isinstance(method, LearnedMethod) or method.needs) and recipe.data is None:
             does = "learns on" if isinstance(method, LearnedMethod) else "looks at"
             raise RecipeError(

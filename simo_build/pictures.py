@@ -44,9 +44,12 @@ class Strip:
 def strip(spec: TaskSpec, samples: Samples, predicted: Mapping[str, Array]) -> Strip:
     """Draw input, truth and the predictions (n, ...) of some models, by their names.
 
-    All maps of values are drawn over one range, that of the truth, so that they can be compared.
+    All maps of values are drawn over one range, that of the truth, so that they can be compared;
+    where there is no truth, over that of all predictions.
     """
-    kind, truth = kind_named(spec.kind), samples.truths[spec.name]
+    kind, truth = kind_named(spec.kind), samples.truths.get(spec.name)
+    if truth is None:
+        return _untrue(spec, samples, predicted)
     gone = np.stack([without_truth(one, kind) for one in truth])
     limits = limits_over(kind, truth, gone, predicted)
     drawn = [np.stack([draw(one, kind, limits) for one in _plain(truth)])]
@@ -58,6 +61,19 @@ def strip(spec: TaskSpec, samples: Samples, predicted: Mapping[str, Array]) -> S
         columns=("input", "truth", *predicted),
         rows=tuple(tuple(jpeg(column[row]) for column in columns) for row in range(len(truth))),
         legend=legend(spec, kind, limits, [truth, *predicted.values()]),
+    )
+
+
+def _untrue(spec: TaskSpec, samples: Samples, predicted: Mapping[str, Array]) -> Strip:
+    kind, maps = kind_named(spec.kind), list(predicted.values())
+    limits = range_of(np.stack(maps)) if kind.scale is not None else (0.0, 1.0)
+    drawn = [np.stack([draw(one, kind, limits) for one in found]) for found in maps]
+    columns = [samples.images, *drawn]
+    return Strip(
+        task=spec.name,
+        columns=("input", *predicted),
+        rows=tuple(tuple(jpeg(column[row]) for column in columns) for row in range(len(samples))),
+        legend=legend(spec, kind, limits, maps),
     )
 
 

@@ -283,14 +283,6 @@ class Recipe(Part):
         if self.data is None and (self.realign or self.merge.choose):
             raise ValueError("`realign` and `merge.choose` need `data`")
         check_order(self.realign)
-        if self.data is not None:
-            blind = [
-                name
-                for name, task in self.tasks.items()
-                if task.target is None and task.kind not in UNTARGETED
-            ]
-            if blind:
-                raise ValueError(f"tasks.{blind[0]}: `target` says where its truth lies in `data`")
         return self
 
     @model_validator(mode="after")
@@ -301,6 +293,15 @@ class Recipe(Part):
                 "realign: a step with `unlabelled` needs `data.unlabelled`, a split's name"
             )
         return self
+
+    @property
+    def blind(self) -> list[str]:
+        """The tasks whose truth is nowhere; if there are any, no truth is ever read."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if task.target is None and task.kind not in UNTARGETED
+        ]
 
     @property
     def random_seed(self) -> int | None:

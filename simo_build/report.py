@@ -11,7 +11,7 @@ from simo_build.costs import Cost, counted, of_expert, of_merge, of_realign, tog
 from simo_build.evaluate import percent, shown, titled
 from simo_build.gauge import Gauge, Model, graph_weights, weights_in, weights_of
 from simo_build.intervals import Bootstrap, Measured, against, difference
-from simo_build.loading import LoadedRecipe
+from simo_build.loading import LoadedRecipe, check_truths
 from simo_build.merging import check_recipe, merge
 from simo_build.origin import command_of, origin
 from simo_build.origin import write_json as write_json
@@ -224,13 +224,14 @@ def used(provenance: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def check_measurable(loaded: LoadedRecipe) -> None:
-    """Refuse a recipe that has no accuracy to measure, or no data to measure it on."""
+    """Refuse a recipe that has no accuracy to measure, or no data or truth to measure it by."""
     if loaded.recipe.random_seed is not None:
         raise RecipeError(
             f"{loaded.shown}: base {loaded.recipe.base} is for measuring speed; it has no accuracy"
         )
     if loaded.recipe.data is None:
         raise RecipeError(f"{loaded.shown}: measuring needs `data`")
+    check_truths(loaded, "measuring")
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from simo_build.fit import Outcome, snapshot
 from simo_build.hashing import code_hash, digest
 from simo_build.heads import FeatureShape, make_head
 from simo_build.joint import Joint
-from simo_build.loading import LoadedRecipe
+from simo_build.loading import LoadedRecipe, check_truths
 from simo_build.phases import own_metric, train_all, train_head
 from simo_build.progress import Progress
 from simo_build.saved import States
@@ -83,6 +83,7 @@ def train_expert(
         raise unknown(f"task of {loaded.shown}", task, recipe.tasks)
     if recipe.data is None:
         raise RecipeError(f"{loaded.shown}: training needs `data`")
+    check_truths(loaded, "training")
     encoder = Encoder(recipe.encoder, recipe.image)
     base_hash = load_base(loaded, encoder)
     path, key = expert_path(loaded, task, base_hash), expert_key(loaded, task, base_hash)

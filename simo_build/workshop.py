@@ -103,8 +103,8 @@ class Workshop:
         return Splits(self.split)
 
     def split(self, role: str) -> Samples:
-        """Read one split with the truths of every task."""
-        tasks = list(self.recipe.tasks)
+        """Read one split with the truths of every task; with none if the recipe lacks some."""
+        tasks = [] if self.recipe.blind else list(self.recipe.tasks)
         return load_split(self.loaded, role, tasks=tasks, progress=self.stages.progress)
 
     def unlabelled(self, count: int, key: str = "merge.images") -> Samples:
@@ -206,7 +206,8 @@ class Splits(Mapping[str, Samples]):
 
 
 def _with_truths(samples: Samples, tasks: Sequence[str]) -> Samples:
-    return Samples(samples.images, {task: samples.truths[task] for task in tasks})
+    truths = {task: samples.truths[task] for task in tasks if task in samples.truths}
+    return Samples(samples.images, truths)
 
 
 def _spread(count: int, there: int, key: str) -> NDArray[np.int64]:

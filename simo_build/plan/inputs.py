@@ -83,9 +83,8 @@ def data(site: Site) -> Iterator[str]:
     yield f"data      {data.format}, {data.root}{'' if site.dataset else ': not there'}"
     wide = max(map(len, ["realign", *site.roles])) + 1
     for role in site.roles:
-        labels = (
-            "no labels" if role == "unlabelled" else f"labels of {', '.join(site.recipe.tasks)}"
-        )
+        bare = role == "unlabelled" or site.recipe.blind
+        labels = "no labels" if bare else f"labels of {', '.join(site.recipe.tasks)}"
         if site.dataset is None:
             count = "unknown"
         elif role in site.counts:

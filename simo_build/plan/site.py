@@ -121,7 +121,8 @@ class Site:
         recipe, dataset = self.recipe, self.dataset
         assert dataset is not None
         assert recipe.data is not None
-        split, tasks = getattr(recipe.data, role), {} if role == "unlabelled" else recipe.tasks
+        split = getattr(recipe.data, role)
+        tasks = {} if role == "unlabelled" or recipe.blind else recipe.tasks
         names = names_of(dataset, split)
         check_split(self.loaded, dataset, split, names, list(tasks))
         read_sample(dataset, names[0], tasks, recipe.image)

@@ -58,7 +58,9 @@ def run_steps(
         model, log = STEPS[step.step](bench, model, step)
         steps.append({"step": step.step, **log})
     used = {key: max(log[key] for log in steps) for key in looked_at(0, 0, 0, 0)}
-    metrics = workers().from_main(lambda: bench.judged(model.heads, model.encoder))
+    metrics = {}
+    if not work.recipe.blind:
+        metrics = workers().from_main(lambda: bench.judged(model.heads, model.encoder))
     tensors = flat_heads(model.heads)
     if model.encoder is not encoder:
         tensors |= prefixed(model.encoder, ENCODER)
