@@ -3,6 +3,7 @@
 Every file is written under another name and renamed when it is whole.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from simo_runtime.files import at, becoming, partial_name, write_image, write_np
 from simo_runtime.image import QUIET
 from simo_runtime.overlay import compose
 from simo_runtime.predictor import Prediction
-from simo_runtime.sources import Frame
+from simo_runtime.sources import Frame, for_opencv
 from simo_runtime.statistics import statistics
 from simo_runtime.tasks import kind_named
 
@@ -85,15 +86,26 @@ class Forms(PerImage):
     def write(self, frame: Frame, scene: Scene) -> list[Path]:
         if self._forms:
             self._out.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._written(frame.name, scene)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ImageError(
+                f"{frame.origin}: its name is too long for the files that are named after it; "
+                "rename it"
+            ) from error
+
+    def _written(self, name: str, scene: Scene) -> list[Path]:
         files = [
-            write_form(prediction, self._out, frame.name, form)
+            write_form(prediction, self._out, name, form)
             for prediction in scene.values()
             for form in self._forms
             if form != "overlay"
         ]
         if "overlay" in self._forms:
             picture = compose(scene)[..., ::-1]
-            files.append(write_image(self._out / f"{frame.name}.overlay.png", picture))
+            files.append(write_image(self._out / f"{name}.overlay.png", picture))
         return files
 
 
@@ -118,6 +130,7 @@ class Video:
     def __init__(self, path: Path, rate: float | None) -> None:
         if path.suffix.lower() not in VIDEO_CODES:
             raise ImageError(f"{path}: a video is one of {', '.join(VIDEO_CODES)}")
+        for_opencv(str(path), str(path))
         self._path, self._rate = path, rate or RATE
         self._partial = partial_name(path)
         self._writer: Any = None

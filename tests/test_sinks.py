@@ -263,6 +263,17 @@ class TestForms:
         with pytest.raises(UnknownNameError, match="form of output 'pgn'; did you mean 'png'"):
             Forms(tmp_path, ("pgn",))
 
+    def test_a_name_too_long_for_the_file_system_is_the_pictures_fault(
+        self, tmp_path: Path
+    ) -> None:
+        long = frame("a" * 248)
+        assert (
+            len(Forms(tmp_path, ("npy",)).write(frame("a" * 242), {"x": predict("normals")})) == 1
+        )
+        with pytest.raises(ImageError, match=r"aaa\.jpg: its name is too long"):
+            Forms(tmp_path, ("npy",)).write(long, {"x": predict("normals")})
+        assert len(list(tmp_path.iterdir())) == 1
+
     @pytest.mark.parametrize(
         ("forms", "draws"), [(("npy", "png", "colour"), False), (("jpg",), True), ((), False)]
     )
@@ -357,6 +368,10 @@ class TestVideo:
                 sink.close()
         assert [path.name for path in tmp_path.iterdir()] == [f"whole{suffix}"]
         assert sink.close() == []
+
+    def test_a_name_that_is_not_utf_8_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="OpenCV needs a name in UTF-8"):
+            Video(tmp_path / os.fsdecode(b"caf\xe9") / "out.mp4", None)
 
     def test_another_kind_of_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"a video is one of \.mp4"):
