@@ -231,9 +231,10 @@ class Lines:
             self._stream.flush()
             return
         assert self._path is not None  # one of the two is there
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._partial = partial_name(self._path)
                 self._file = FileIO(self._partial, "w")
             append(self._file, line.encode())

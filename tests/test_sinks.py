@@ -313,6 +313,11 @@ class TestLines:
         Lines(stream).write(frame("a"), scene())
         assert json.loads(stream.getvalue())["name"] == "a"
 
+    def test_a_folder_that_is_a_file_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match="/file'$"):
+            Lines(tmp_path / "file" / "lines.jsonl").write(frame("a"), scene())
+
     def test_without_a_frame_there_is_no_file(self, tmp_path: Path) -> None:
         assert Lines(tmp_path / "lines.jsonl").close() == []
         assert list(tmp_path.iterdir()) == []
