@@ -224,8 +224,9 @@ def only_bundle() -> Path:
 
 def run(wish: Wish) -> int | None:
     """Predict and write picture by picture; give the exit code, None if it was stopped."""
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
+    if isinstance(sys.stdout, TextIOWrapper):  # it must take every file name, and JSON is UTF-8
+        encoding = "utf-8" if wish.lines == "-" else None
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     # FFmpeg's own lines would stand between ours; what is wrong is said by the error.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from simo_runtime.sources import find

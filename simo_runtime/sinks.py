@@ -147,7 +147,8 @@ class Video:
                 f"{frame.origin}: a picture of another shape than those before it; "
                 f"one video cannot hold both ({self._path})"
             )
-        self._writer.write(np.ascontiguousarray(picture[: size[1], : size[0], ::-1]))
+        with QUIET():
+            self._writer.write(np.ascontiguousarray(picture[: size[1], : size[0], ::-1]))
         self._written += 1
         return []
 
@@ -168,9 +169,10 @@ class Video:
         if self._writer is None:
             return []
         with becoming(self._path, self._partial):
-            self._writer.release()
+            with QUIET():
+                self._writer.release()
             self._writer = None
-            # OpenCV's writer says nothing when the disk is full.
+            # When the disk is full OpenCV's writer only logs it.
             if not holds(self._partial, self._written):
                 raise ImageError(
                     f"{self._path}: the video could not be written to its end and is not kept; is "
@@ -244,9 +246,13 @@ class Lines:
     def close(self) -> list[Path]:
         if self._path is None or self._partial is None or self._file is None:
             return []
+        file, self._file = self._file, None
+        if file.tell() == 0:  # there was no room for a line
+            file.close()
+            self._partial.unlink()
+            return []
         with becoming(self._path, self._partial):
-            self._file.close()
-            self._file = None
+            file.close()
         return [self._path]
 
 

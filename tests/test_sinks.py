@@ -313,9 +313,20 @@ class TestLines:
         Lines(stream).write(frame("a"), scene())
         assert json.loads(stream.getvalue())["name"] == "a"
 
+    @posix
+    def test_a_disk_without_room_for_a_line_leaves_what_was_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "lines.jsonl"
+        path.write_text("older\n")
+        sink = Lines(path)
+        with disk_of(10), pytest.raises(OSError, match="File too large"):
+            write_lines(sink, "a")
+        assert sink.close() == []
+        assert path.read_text() == "older\n"
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_a_folder_that_is_a_file_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(FileExistsError, match="/file'$"):
+        with pytest.raises(FileExistsError, match=r"/file'$"):
             Lines(tmp_path / "file" / "lines.jsonl").write(frame("a"), scene())
 
     def test_without_a_frame_there_is_no_file(self, tmp_path: Path) -> None:
