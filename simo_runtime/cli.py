@@ -1,10 +1,12 @@
 """simo-infer: pictures in, predictions on disk.  Heavy imports wait until it runs."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 BUNDLES = Path("bundles")
 FEW = 20  # pictures, each of which is summed up in words
-INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +147,59 @@ def main(images: tuple[str, ...], doctor: bool, **options: object) -> None:
             return
         if not images:
             raise click.UsageError("Missing argument 'IMAGES...'.")
-        code = run(wish)
-    except SimoError as error:
-        raise click.ClickException(str(error)) from error
+        with _stoppable() as stops:
+            code = _code(wish, stops)
+    except BrokenPipeError:  # nobody reads on, as in `| head`: click ends without a word
+        raise
     except ImportError as error:  # of OpenCV or numpy, which everything needs
         raise click.ClickException(f"{error}; simo-infer --doctor says what to install") from error
-    except OSError as error:
-        where = error.filename or wish.out
-        raise click.ClickException(f"{where}: {error.strerror or error}") from error
+    except (SimoError, OSError) as error:
+        raise click.ClickException(_told(error)) from error
     sys.exit(code)
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at SIGTERM as at Ctrl-C, and note the signals that came.
+
+    What somebody else has set up for a signal stays.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, stop)
+        for number, usual in USUAL.items()
+        if signal.getsignal(number) == usual
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _code(wish: Wish, stops: Sequence[int]) -> int:
+    """Run, and give the exit code; of a run that was stopped, that which shells give it."""
+    try:
+        code = run(wish)
+    except (KeyboardInterrupt, ImportError) as error:
+        # An import that is interrupted may end with an error of its own.
+        if isinstance(error, ImportError) and not stops:
+            raise
+        click.echo("Stopped", err=True)
+        code = None
+    return code if code is not None else 128 + (stops[0] if stops else signal.SIGINT)
+
+
+def _told(error: SimoError | OSError) -> str:
+    """Say what is wrong; errors of standard output alone have no name of a file."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'standard output'}: {error.strerror or error}"
+    return str(error)
 
 
 def examine(wish: Wish) -> None:
@@ -178,8 +224,11 @@ def only_bundle() -> Path:
     )
 
 
-def run(wish: Wish) -> int:
-    """Predict and write picture by picture; give the exit code."""
+def run(wish: Wish) -> int | None:
+    """Predict and write picture by picture; give the exit code, None if it was stopped."""
+    if isinstance(sys.stdout, TextIOWrapper):  # it must take every file name, and JSON is UTF-8
+        encoding = "utf-8" if wish.lines == "-" else None
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     # FFmpeg's own lines would stand between ours; what is wrong is said by the error.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from simo_runtime.sources import find
@@ -248,29 +297,45 @@ def _sinks(wish: Wish, source: "Source") -> list["Sink"]:
     return sinks
 
 
-def _watched(wish: Wish, pipeline: "Pipeline", source: "Source", sinks: Sequence["Sink"]) -> int:
-    """Run, tell how far it is, and keep what is done when somebody presses Ctrl-C."""
+def _watched(
+    wish: Wish, pipeline: "Pipeline", source: "Source", sinks: Sequence["Sink"]
+) -> int | None:
+    """Run, tell how far it is, and keep what is done when somebody stops it."""
     from simo_runtime.progress import Progress
 
     progress = Progress(source.total, _stderr, terminal=sys.stderr.isatty(), few=FEW)
-    interrupted = False
-    outcomes = pipeline.run(source)
+    stopped = False
+    few = source.total is not None and source.total < FEW
     try:
-        for outcome in outcomes:
-            progress.one(outcome)
-            if outcome.error is not None:
-                progress.say(f"Error: {outcome.error}")
-            elif wish.lines != "-":
-                tell(outcome, wish, in_words=source.total is not None and source.total < FEW)
+        with closing(pipeline.run(source)) as outcomes:
+            for outcome in outcomes:
+                progress.one(outcome)
+                if outcome.error is not None:
+                    progress.say(f"Error: {outcome.error}")
+                elif wish.lines != "-":
+                    tell(outcome, wish, in_words=few)
     except KeyboardInterrupt:
-        interrupted = True
+        stopped = True
     finally:
-        outcomes.close()
-        finished = [path for sink in sinks for path in sink.close()]
-    for path in finished:
-        click.echo(f"{path}", err=wish.lines == "-")
-    progress.end(interrupted=interrupted)
-    return INTERRUPTED if interrupted else 1 if progress.failed else 0
+        files, errors = _finish(sinks)
+        for told in errors:
+            progress.say(f"Error: {told}")
+        for path in files:
+            click.echo(f"{path}", err=wish.lines == "-")
+    progress.end(interrupted=stopped)
+    return None if stopped else 1 if progress.failed or errors else 0
+
+
+def _finish(sinks: Sequence["Sink"]) -> tuple[list[Path], list[str]]:
+    """Close every sink, also after one that cannot be; give the files and what went wrong."""
+    files: list[Path] = []
+    errors: list[str] = []
+    for sink in sinks:
+        try:
+            files += sink.close()
+        except (SimoError, OSError) as error:
+            errors.append(_told(error))
+    return files, errors
 
 
 def tell(outcome: "Outcome", wish: Wish, *, in_words: bool) -> None:

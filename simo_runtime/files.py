@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written under another name, then renamed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +20,35 @@ def whole(path: Path) -> Iterator[Path]:
     The suffix stays, because encoders look at it.
     """
     partial = partial_name(path)
-    try:
+    with becoming(path, partial):
         yield partial
+
+
+@contextmanager
+def becoming(path: Path, partial: Path) -> Iterator[None]:
+    """Finish what has been written to `partial`: after the block it becomes `path`, or is gone."""
+    try:
+        yield
         partial.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk does not say where
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.filename in (None, str(partial)):
+            raise at(path, error) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def partial_name(path: Path) -> Path:
-    """Give the hidden name beside a path under which this process writes it."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    """Make up a hidden name beside a path to write it under; no other call gives the same.
+
+    It is short, since the path's own name may be as long as the file system allows.
+    """
+    return path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def at(path: Path, error: OSError) -> OSError:
+    """Give an error the path that people know; a full disk does not say where."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def write_npy(path: Path, values: NDArray[np.generic]) -> Path:

@@ -67,10 +67,10 @@ class Pipeline:
     def run(self, frames: Iterable[Frame]) -> Generator[Outcome, None, None]:
         """Give an outcome for every frame, in order.
 
-        A frame that cannot be used has an error in its outcome, and so has a source that ends with
-        one. Anything else that goes wrong, a full disk or a device that fails, is raised, and no
-        more work is begun. When the iterator is closed or left by an error, work that is under way
-        is waited for and its files are whole.
+        A frame that cannot be used, or whose files cannot be written, has an error in its outcome,
+        and so has a source that ends with one. Anything else that goes wrong, a full disk or a
+        device that fails, is raised, and no more work is begun. When the iterator is closed or left
+        by an error, work that is under way is waited for and its files are whole.
         """
         depth = 1 + self.lanes + -(-self.workers // self.batch)
         run = _Run(self, depth)
@@ -83,6 +83,8 @@ class Pipeline:
 
     def prepare(self, frame: Frame) -> Prepared:
         """Decode a frame and bring it to the network's size."""
+        if frame.error is not None:
+            raise frame.error
         return self._predict.prepare(frame.image, colours=frame.colours, reduced=self._reduced)
 
     def infer(
@@ -106,8 +108,11 @@ class Pipeline:
         """Bring outputs to the size of the picture, and write what needs no order."""
         scene = self._predict.finish(prepared, outputs, self._specs, place)
         files: list[Path] = []
-        for sink in self._sinks:
-            files += sink.write(frame, scene)
+        try:
+            for sink in self._sinks:
+                files += sink.write(frame, scene)
+        except SimoError as error:
+            return Outcome(frame, None, tuple(files), error)
         return Outcome(frame, scene, tuple(files))
 
     def deliver(self, outcome: Outcome) -> Outcome:

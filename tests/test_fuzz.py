@@ -21,7 +21,8 @@ from simo_runtime.bundle import MANIFEST, Bundle, parse_manifest
 from simo_runtime.errors import BundleError, ImageError, SimoError
 from simo_runtime.image import read_image, read_reduced
 from simo_runtime.sources import find
-from tests.scenes import manifest, plain
+from tests.scenes import manifest, plain, write_photo
+from tests.test_sources import write_video
 
 # SIMO_FUZZ=50 makes fifty times as many, drawn anew; it is run by hand.
 TIMES = int(os.environ.get("SIMO_FUZZ", "1"))
@@ -212,6 +213,63 @@ def test_any_command_line_gets_a_code_and_no_traceback(
     if told.exception is not None:
         assert isinstance(told.exception, SystemExit), told.exception
     assert "Traceback" not in told.output
+
+
+STRIP = 1
+ODD, LONG = os.fsdecode(b"caf\xe9 [1] %s.jpg"), f"{'l' * 240}.jpg"
+INPUTS = ["photo.jpg", "grey.png", "strip.png", "text.jpg", ODD, LONG, "clip.mp4", "bad.mp4"]
+INPUTS += ["clip.000000.png", "*.png", "gone.jpg", "gone.mp4", "full"]
+FORMS = ["npy", "png", "jpg", "colour", "overlay"]
+CHOICES = {
+    "--write": st.lists(st.sampled_from(FORMS), max_size=3).map(",".join) | st.just("pgn"),
+    "--json": st.sampled_from(["a.jsonl", "-", "new/a.jsonl", "photo.jpg/a.jsonl"]),
+    "--video": st.sampled_from(["v.mp4", "v.avi", "v.mov", "new/v.mkv", "v.gif", "full"]),
+    "--tasks": st.sampled_from(["seg", "depth, normals", "normals", "seg,seg", "norms"]),
+    "--batch": st.sampled_from(["1", "3"]),
+    "--out": st.sampled_from(["out", "new/out", "out", "new/out", "photo.jpg", "o" * 300]),
+}
+WISHES = st.fixed_dictionaries({}, optional=CHOICES)
+
+
+@pytest.fixture(scope="session")
+def pile(rooms_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good and bad pictures and videos, with a bundle."""
+    folder = tmp_path_factory.mktemp("pile")
+    (folder / "bundles").mkdir()
+    (folder / "bundles" / "rooms").symlink_to(rooms_bundle)
+    for name in ("photo.jpg", ODD, LONG, "clip.000000.png"):
+        (folder / name).write_bytes(PICTURES[".jpg"])
+    cv2.imwrite(str(folder / "grey.png"), np.full((30, 40), 90, np.uint8))
+    write_photo(folder / "strip.png", 90, size=(300, STRIP))
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "bad.mp4").write_text("no video")
+    (folder / "full").mkdir()
+    write_photo(folder / "full" / "one.png", 90)
+    write_video(folder / "clip.mp4", 2)
+    return folder
+
+
+@runs(20)
+@given(images=st.lists(st.sampled_from(INPUTS), min_size=1, max_size=4, unique=True), wish=WISHES)
+@example(images=["clip.mp4", "clip.000000.png"], wish={})
+@example(images=["bad.mp4", "clip.mp4"], wish={"--video": "v.avi", "--json": "a.jsonl"})
+@example(images=[ODD], wish={"--json": "-", "--write": ""})
+@example(images=[ODD, LONG, "text.jpg"], wish={"--json": "a.jsonl", "--write": "npy"})
+@example(images=["clip.mp4"], wish={"--video": f"{ODD}.mp4"})
+@example(images=["strip.png"], wish={"--write": "overlay,jpg", "--video": "v.mp4"})
+def test_any_pictures_and_wishes_get_a_code_and_whole_files(
+    pile: Path, monkeypatch: pytest.MonkeyPatch, images: list[str], wish: dict[str, str]
+) -> None:
+    monkeypatch.chdir(pile)
+    words = [word for pair in wish.items() for word in pair]
+    told = CliRunner().invoke(cli.main, [*images, "--threads", "1", *words])
+    assert told.exit_code in (0, 1, 2), told.output
+    assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
+    assert "Traceback" not in told.output
+    assert told.exit_code == 0 or "Error: " in told.output
+    assert not [path for path in pile.rglob(".*") if path.is_file()]
+    for path in pile.rglob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 @runs(120)

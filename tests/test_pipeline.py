@@ -177,6 +177,32 @@ def test_a_sink_that_refuses_a_frame_makes_it_a_bad_one(tmp_path: Path) -> None:
     assert missed == ["array.000001"]
 
 
+def test_files_that_cannot_be_written_make_a_frame_a_bad_one() -> None:
+    class Narrow(Call):
+        ordered = False
+
+    def refuse(frame: Frame, scene: Any) -> None:
+        if frame.name == "array.000001":
+            raise ImageError("too long a name")
+
+    seen: list[str] = []
+    ordered = Call(lambda frame, scene: seen.append(frame.name))
+    outcomes = run(Pipeline(plain(), sinks=[Narrow(refuse), ordered]), 3)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert seen == ["array.000000", "array.000002"]
+
+
+def test_a_frame_may_be_an_error() -> None:
+    error = ImageError("b.mp4: damaged")
+    frames = [
+        Frame("a", "a", grey(1), "RGB"),
+        Frame("b", "b", Path("b"), error=error),
+        Frame("c", "c", grey(2), "RGB"),
+    ]
+    outcomes = list(Pipeline(plain(), batch=2).run(frames))
+    assert [outcome.error for outcome in outcomes] == [None, error, None]
+
+
 def test_files_are_told_with_their_frame(tmp_path: Path) -> None:
     outcomes = run(Pipeline(plain(), sinks=[Forms(tmp_path, ("npy", "png"))]), 2)
     assert [len(outcome.files) for outcome in outcomes] == [6, 6]

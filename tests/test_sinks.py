@@ -1,6 +1,9 @@
 """Files out: values come back as they were, and a file is there whole or not at all."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from simo_runtime.errors import ImageError, UnknownNameError
-from simo_runtime.files import write_image, write_npy
+from simo_runtime.files import partial_name, whole, write_image, write_npy
 from simo_runtime.predictor import Prediction
-from simo_runtime.sinks import Call, Forms, Lines, Video, as_png, write_form
+from simo_runtime.sinks import VIDEO_CODES, Call, Forms, Lines, Video, as_png, write_form
 from simo_runtime.sources import Frame
 from simo_runtime.statistics import statistics
 from simo_runtime.tasks import TaskSpec
@@ -176,10 +179,62 @@ class TestAFailureInBetween:
             write_npy(path, np.array([object()]))
         np.testing.assert_array_equal(np.load(path), VALUES["seg"])
 
+    def test_names_the_file_that_people_know(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"'.*/gone/a\.npy'$"):
+            write_npy(tmp_path / "gone" / "a.npy", VALUES["seg"])
+
     def test_of_a_picture_too_tall_for_a_jpeg_names_the_file(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"a\.jpg: OpenCV cannot encode uint8 \(65501, 1, 3\)"):
             write_image(tmp_path / "a.jpg", np.zeros((65501, 1, 3), np.uint8))
         assert list(tmp_path.iterdir()) == []
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Let no file grow beyond a number of bytes, as on a disk that is full then."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_lines(sink: Lines, names: str) -> None:
+    for name in names:
+        sink.write(frame(name), scene())
+
+
+def write_video(path: Path) -> Video:
+    sink = Video(path, 10.0)
+    for shade in range(12):
+        sink.write(frame("a"), scene(20 * shade))
+    return sink
+
+
+class TestPartialNames:
+    def test_leave_room_for_the_longest_name(self, tmp_path: Path) -> None:
+        path = tmp_path / f"{'a' * 251}.npy"
+        assert write_npy(path, VALUES["seg"]) == path
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_are_hidden_and_keep_the_suffix(self) -> None:
+        name = partial_name(Path("out") / "a.b.mp4").name
+        assert name.startswith(".")
+        assert name.endswith(".partial.mp4")
+
+    def test_are_another_each_time(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.npy"
+        with whole(path) as first, whole(path) as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert path.read_text() == "first"
+        assert list(tmp_path.iterdir()) == [path]
 
 
 def scene(shade: int = 90, *, size: tuple[int, int] = (60, 80)) -> dict[str, Prediction]:
@@ -208,6 +263,17 @@ class TestForms:
         with pytest.raises(UnknownNameError, match="form of output 'pgn'; did you mean 'png'"):
             Forms(tmp_path, ("pgn",))
 
+    def test_a_name_too_long_for_the_file_system_is_the_pictures_fault(
+        self, tmp_path: Path
+    ) -> None:
+        long = frame("a" * 248)
+        assert (
+            len(Forms(tmp_path, ("npy",)).write(frame("a" * 242), {"x": predict("normals")})) == 1
+        )
+        with pytest.raises(ImageError, match=r"aaa\.jpg: its name is too long"):
+            Forms(tmp_path, ("npy",)).write(long, {"x": predict("normals")})
+        assert len(list(tmp_path.iterdir())) == 1
+
     @pytest.mark.parametrize(
         ("forms", "draws"), [(("npy", "png", "colour"), False), (("jpg",), True), ((), False)]
     )
@@ -231,14 +297,52 @@ class TestLines:
         assert second == {"name": "b", "origin": "b.jpg", "error": "b.jpg: damaged"}
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["lines.jsonl"]
 
+    def test_a_name_that_is_not_utf_8_is_spelled_out(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9")
+        sink, stream = Lines(tmp_path / "lines.jsonl"), StringIO()
+        for one in (sink, Lines(stream)):
+            one.missed(frame(name), ImageError(f"{name}.jpg: damaged"))
+        sink.close()
+        assert (tmp_path / "lines.jsonl").read_text("utf-8") == stream.getvalue()
+        found = json.loads(stream.getvalue())
+        assert found["name"] == r"caf\udce9"
+        assert found["error"] == r"caf\udce9.jpg: damaged"
+
     def test_a_stream_gets_its_lines_at_once(self) -> None:
         stream = StringIO()
         Lines(stream).write(frame("a"), scene())
         assert json.loads(stream.getvalue())["name"] == "a"
 
+    @posix
+    def test_a_disk_without_room_for_a_line_leaves_what_was_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "lines.jsonl"
+        path.write_text("older\n")
+        sink = Lines(path)
+        with disk_of(10), pytest.raises(OSError, match="File too large"):
+            write_lines(sink, "a")
+        assert sink.close() == []
+        assert path.read_text() == "older\n"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_folder_that_is_a_file_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match=r"/file'$"):
+            Lines(tmp_path / "file" / "lines.jsonl").write(frame("a"), scene())
+
     def test_without_a_frame_there_is_no_file(self, tmp_path: Path) -> None:
         assert Lines(tmp_path / "lines.jsonl").close() == []
         assert list(tmp_path.iterdir()) == []
+
+    @posix
+    def test_a_full_disk_keeps_whole_lines_and_names_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "lines.jsonl"
+        sink = Lines(path)
+        with disk_of(2000), pytest.raises(OSError, match=r"File too large: '.*/lines\.jsonl'"):
+            write_lines(sink, "abcdefgh")
+        assert sink.close() == [path]
+        names = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+        assert "".join(names) in ("abc", "abcd")
+        assert list(tmp_path.iterdir()) == [path]
 
 
 class TestVideo:
@@ -264,6 +368,26 @@ class TestVideo:
             sink.write(frame("b"), scene(size=(60, 40)))
         sink.close()
         assert (tmp_path / "out.avi").is_file()
+
+    @posix
+    @pytest.mark.parametrize("suffix", VIDEO_CODES)
+    @pytest.mark.parametrize("left", [0.2, 0.95, 0.995])
+    def test_a_full_disk_is_noticed_and_half_a_video_is_not_kept(
+        self, suffix: str, left: float, tmp_path: Path
+    ) -> None:
+        whole = write_video(tmp_path / f"whole{suffix}")
+        whole.close()
+        room = int((tmp_path / f"whole{suffix}").stat().st_size * left)
+        with disk_of(room):
+            sink = write_video(tmp_path / f"out{suffix}")
+            with pytest.raises(ImageError, match=r"out\.\w+: the video could not be written"):
+                sink.close()
+        assert [path.name for path in tmp_path.iterdir()] == [f"whole{suffix}"]
+        assert sink.close() == []
+
+    def test_a_name_that_is_not_utf_8_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="OpenCV needs a name in UTF-8"):
+            Video(tmp_path / os.fsdecode(b"caf\xe9") / "out.mp4", None)
 
     def test_another_kind_of_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"a video is one of \.mp4"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from simo_runtime import sources
 from simo_runtime.errors import ImageError
-from simo_runtime.sources import Arrays, Capture, Frame, Pipe, find, names_of, rtsp
+from simo_runtime.sources import Arrays, Capture, Chain, Frame, Pipe, find, names_of, rtsp
 from tests.scenes import write_photo
 
 
@@ -82,6 +83,29 @@ class TestNames:
         with pytest.raises(ImageError, match=r"several images would write the same files:\n  x\n"):
             names_of([Path(first), Path("other.jpg"), Path(second)])
 
+    @pytest.mark.parametrize(
+        ("what", "twin"),
+        [
+            (("clip.mp4", "clip.000000.png"), "clip.000000"),
+            (("clip.mp4", "a.jpg", "clip.jpg"), "clip"),
+            (("clip.mp4", "clip.avi"), "clip"),
+            (("camera:0", "camera0.000012.png"), "camera0.000012"),
+            (("camera:0", "camera:0"), "camera0"),
+            (("-", "stdin.1000000.png"), "stdin.1000000"),
+            (("rtsp://a", "rtsp://b", "stream2.mp4"), "stream2"),
+        ],
+    )
+    def test_are_alone_among_all_sources(self, what: tuple[str, ...], twin: str) -> None:
+        with pytest.raises(ImageError, match=rf"the same files:\n  {re.escape(twin)}\nRun"):
+            find(what, size=(2, 2), stdin=io.BytesIO())
+
+    def test_of_streams_are_numbered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sources.cv2, "VideoCapture", lambda *rest: Device(1))
+        assert rtsp("rtsp://a").name == "stream"
+        source = find(["rtsp://a", "rtsp://b"])
+        assert isinstance(source, Chain)
+        assert [getattr(one, "name", None) for one in source.sources] == ["stream", "stream2"]
+
 
 class TestVideos:
     def test_give_every_frame_in_order_with_a_number(self, tmp_path: Path) -> None:
@@ -101,9 +125,64 @@ class TestVideos:
         with pytest.raises(ImageError, match=r"gone\.mp4: no such file"):
             find([str(tmp_path / "gone.mp4")])
 
+    def test_whose_name_is_not_utf_8_are_refused(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "clip.mp4", 2)
+        strange = path.rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+        for name in (str(strange), os.fsdecode(b"rtsp://caf\xe9")):
+            with pytest.raises(ImageError, match="OpenCV needs a name in UTF-8; rename it"):
+                find([name])
+
     def test_may_stand_beside_pictures(self, tmp_path: Path) -> None:
         clip, photo = write_video(tmp_path / "clip.mp4", 2), write_photo(tmp_path / "p.jpg", 9)
         assert names(clip, photo) == ["p", "clip.000000", "clip.000001"]
+
+
+class TestSeveralVideos:
+    def test_go_on_after_one_that_is_damaged_missing_or_no_video(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.mp4").write_text("not a video")
+        cut = write_video(tmp_path / "cut.avi", 40, size=(240, 320))
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+        good = write_video(tmp_path / "good.mp4", 2)
+        gone = tmp_path / "gone.mp4"
+        source = find([str(path) for path in (tmp_path / "bad.mp4", gone, cut, good)])
+        frames = list(source)
+        errors = [frame for frame in frames if frame.error is not None]
+        assert [frame.origin for frame in errors] == [
+            str(tmp_path / name) for name in ("bad.mp4", "gone.mp4", "cut.avi")
+        ]
+        assert "it is not a video" in str(errors[0].error)
+        assert "no such file" in str(errors[1].error)
+        assert "damaged, it ends after" in str(errors[2].error)
+        assert [frame.name for frame in frames[-2:]] == ["good.000000", "good.000001"]
+        assert source.total == 1 + 1 + 40 + 2  # as they claim
+
+    def test_are_open_one_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        devices: list[Device] = []
+
+        def opened(path: str) -> Device:
+            assert all(device.released for device in devices)
+            devices.append(Device(2, claims=2))
+            return devices[-1]
+
+        monkeypatch.setattr(sources.cv2, "VideoCapture", opened)
+        for name in ("a.mp4", "b.mp4", "c.mp4"):
+            (tmp_path / name).touch()
+        source = find([str(tmp_path / "*.mp4")])
+        assert (source.total, source.rate) == (6, 30.0)
+        frames = iter(source)
+        assert [next(frames).name for _ in range(3)] == ["a.000000", "a.000001", "b.000000"]
+        assert not devices[-1].released
+        frames.close()  # type: ignore[attr-defined]  # it is a generator
+        assert devices[-1].released
+
+    def test_with_a_camera_end_when_the_camera_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sources.cv2, "VideoCapture", lambda *rest: Device(1))
+        source = find(["camera:0", "camera:1"])
+        assert source.live
+        got = list[Frame]()
+        with pytest.raises(ImageError, match="camera:0: no more pictures after 1"):
+            got.extend(source)
+        assert [frame.name for frame in got] == ["camera0.000000"]
 
 
 class Device:
@@ -141,6 +220,7 @@ class TestDevices:
     def test_a_camera_that_vanishes_ends_with_an_error(self) -> None:
         device, got = Device(3), list[Frame]()
         source = Capture("camera:0", "camera0", lambda: device, live=True)
+        source.open()
         assert (source.total, source.rate) == (None, 30.0)
         assert device.asked == {cv2.CAP_PROP_BUFFERSIZE: 1}
         with pytest.raises(
@@ -152,7 +232,7 @@ class TestDevices:
 
     def test_a_camera_that_is_not_there_says_so(self) -> None:
         with pytest.raises(ImageError, match="camera:7: cannot be opened; is it there"):
-            Capture("camera:7", "camera7", lambda: Device(-1), live=True)
+            Capture("camera:7", "camera7", lambda: Device(-1), live=True).open()
 
     @pytest.mark.parametrize(
         "name", ["camera:", "camera:x", "camera:-1", "camera:٣", "camera:9999"]
@@ -169,6 +249,7 @@ class TestDevices:
             sources.cv2, "VideoCapture", lambda *rest: asked.append(rest) or Device(1)
         )
         source = rtsp("rtsp://me:secret@host:554/live")
+        source.open()
         assert source.where == "rtsp://host:554/live"
         url, engine, waits = asked[0]
         assert (url, engine) == ("rtsp://me:secret@host:554/live", cv2.CAP_FFMPEG)
@@ -183,10 +264,16 @@ class TestDevices:
 
     def test_frames_of_a_hundred_megapixels_are_refused(self) -> None:
         with pytest.raises(ImageError, match="10000 x 10000 pixels; at most 80 megapixels"):
-            Capture("clip.mp4", "clip", lambda: Device(4, side=10_000), live=False)
+            Capture("clip.mp4", "clip", lambda: Device(4, side=10_000), live=False).open()
 
 
 class TestPipes:
+    def test_that_cannot_be_read_say_so(self, tmp_path: Path) -> None:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(ImageError, match="standard input: Is a directory"):
+            list(Pipe(Folder(folder), (4, 6)))
+        os.close(folder)
+
     def test_give_raw_frames_however_they_are_cut(self) -> None:
         frames = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
         read, write = os.pipe()
@@ -208,6 +295,16 @@ class TestPipes:
             find(["-"])
         with pytest.raises(ImageError, match="cannot be read"):
             Pipe(io.BytesIO(), (100_000, 100_000))
+
+
+class Folder:
+    """Stands in for standard input that is a folder."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, count: int, /) -> bytes:
+        return os.read(self._descriptor, count)
 
 
 def test_arrays_may_be_endless() -> None:
