@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simo_build.names import Name
 from simo_build.progress import Progress
 from simo_build.saved import Saved
 from simo_build.scalars import Scalars, Unwritten
@@ -59,6 +60,7 @@ def fit(
     schedule: Schedule,
     limits: Limits,
     images: int,
+    names: Sequence[Name],
     generator: torch.Generator,
     loss_of: Callable[[Tensor], Tensor],
     measure: Callable[[], float],
@@ -75,8 +77,9 @@ def fit(
     """Train a module in place and leave it at its best epoch.
 
     `loss_of` takes the indices of a batch, `measure` gives the metric, mostly on the select split,
-    of which `better` tells whether the first of two is better than the second. What has a rate of
-    its own in `rates` learns at that instead of the schedule's. All else is told at `fit_together`.
+    of which `better` tells whether the first of two is better than the second. `names` are the
+    images that the indices are of, for messages. What has a rate of its own in `rates` learns at
+    that instead of the schedule's. All else is told at `fit_together`.
     """
     goal = Goal(
         module=module,
@@ -85,6 +88,7 @@ def fit(
         metric=metric,
         better=better,
         label=label,
+        names=names,
         rates=rates or {},
     )
     (outcome,) = fit_together(

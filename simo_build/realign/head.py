@@ -98,4 +98,5 @@ def goal_of(
         metric=spec.metric,
         better=metric_named(spec.metric).better,
         label=f"re-align {spec.name}",
+        names=samples.names,
     )
