@@ -197,7 +197,7 @@ def run_epoch(
         record.write(one, {"loss": fmean(losses[one.goal.label]), "seconds_per_step": seconds})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
     """What a training leaves behind on its way: its state, its numbers, and what it says."""
 
@@ -207,6 +207,8 @@ class Record:
     progress: Progress
     saved: Saved | None
     scalars: Scalars
+    before: float = 0.0  # seconds that killed runs have trained
+    started: float = 0.0  # by the clock
 
     @property
     def epoch(self) -> int:
@@ -215,6 +217,7 @@ class Record:
 
     def begin(self, epochs: int) -> None:
         """Go back to the state that is kept, or measure where training begins."""
+        self.started = time.perf_counter()
         found = workers().from_main(self.saved.read) if self.saved else None
         if found is None:
             for one in self.trainees:
@@ -223,6 +226,7 @@ class Record:
             self.keep()
             return
         tensors, plain = found
+        self.before = plain.get("seconds", 0.0)
         for number, one in enumerate(self.trainees):
             one.restore(part(tensors, f"{number}."), plain["modules"][number])
         for number, generator in enumerate(self.generators):
@@ -255,7 +259,9 @@ class Record:
         }
         for number, one in enumerate(self.trainees):
             tensors |= prefixed(one.tensors(), f"{number}.")
-        self.saved.write(tensors, {"modules": [one.plain() for one in self.trainees]})
+        modules = [one.plain() for one in self.trainees]
+        seconds = self.before + time.perf_counter() - self.started
+        self.saved.write(tensors, {"modules": modules, "seconds": seconds})
 
     def failed(self, error: TrainError) -> None:
         """Write down why training cannot go on, so that it does not run into the same again."""
