@@ -102,15 +102,16 @@ def viewed(
         whole[:count] = maps
         return whole
 
-    found = Samples(grown(samples.images), {t: grown(m) for t, m in samples.truths.items()})
+    truths = {task: grown(truth) for task, truth in samples.truths.items()}
+    found = Samples(grown(samples.images), truths, views * samples.names)
     for start in range(count, views * count, CHUNK):
         rows = np.arange(start, min(start + CHUNK, views * count))
         images = torch.from_numpy(samples.images[rows % count])
-        truths = {t: torch.from_numpy(m[rows % count]) for t, m in samples.truths.items()}
-        images, truths = augmented(images, truths, kinds, how, generator)
+        batch = {t: torch.from_numpy(m[rows % count]) for t, m in samples.truths.items()}
+        images, batch = augmented(images, batch, kinds, how, generator)
         found.images[rows] = images.numpy()
-        for task, truth in truths.items():
-            found.truths[task][rows] = truth.numpy()
+        for task, changed in batch.items():
+            found.truths[task][rows] = changed.numpy()
     return found
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from simo_build.recipe import ImagePart, Recipe
 from simo_build.statedict import StateDict, part, prefixed, state_hash
+from simo_build.took import beside, noted
 from simo_build.writing import TensorsFile, tensors_file
 from simo_runtime.errors import CheckpointError, listing
 
@@ -56,6 +57,7 @@ class Expert:
     about: Mapping[str, Any]  # the metadata
     source: str  # its file, as shown to people
     hash: str  # of all its weights
+    seconds: float | None = None  # that its training took, if they are known
 
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
@@ -286,6 +288,7 @@ def read_expert(path: Path, *, like: Mapping[str, Any]) -> Expert:
         about=about,
         source=str(path),
         hash=state_hash(tensors),
+        seconds=noted(beside(path)),
     )
 
 

@@ -30,7 +30,7 @@ class Cost:
 
 
 def of_expert(expert: Expert) -> Cost:
-    """What the training of an expert took, as far as its file says it."""
+    """What the training of an expert took, as far as its file and the one beside it say it."""
     about = expert.about
     phases = (about.get("select") or {}).values()
     images = about.get("images") or {}
@@ -39,6 +39,7 @@ def of_expert(expert: Expert) -> Cost:
         images=images,
         labels=images,
         steps=_total(phase.get("updates") for phase in phases) if phases else None,
+        seconds=expert.seconds,
     )
 
 

@@ -11,6 +11,7 @@ from simo_build.ahead import ahead
 from simo_build.formats import FORMATS, Dataset, Format
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
+from simo_build.names import Name
 from simo_build.progress import Progress
 from simo_build.recipe import TaskPart
 from simo_build.room import room_for
@@ -29,11 +30,14 @@ class Samples:
 
     `images` is uint8 (n, H, W, 3) RGB. Truths are uint8 (n, H, W) classes, float32 (n, H, W)
     values, and float16 (n, H, W, 3) normals and colours (half the memory, and 0.03 degrees or a
-    thirtieth of a grey level at most). A pixel without truth has the `empty` of its kind.
+    thirtieth of a grey level at most). A pixel without truth has the `empty` of its kind. `names`
+    are the images of all rows, from which views and mirror images do not differ; what nothing
+    learns from may have none.
     """
 
     images: NDArray[np.uint8]
     truths: Mapping[str, Array]
+    names: tuple[Name, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +51,7 @@ def mirrored(samples: Samples, kinds: Mapping[str, str]) -> Samples:
             task: _with_mirrored(truth, turns=kinds[task] == "normals")
             for task, truth in samples.truths.items()
         },
+        2 * samples.names,
     )
 
 
@@ -73,7 +78,7 @@ def joined_to(samples: Samples, others: Samples, kinds: Mapping[str, str]) -> Sa
     truths = {
         task: grown(truth, kind_named(kinds[task]).empty) for task, truth in samples.truths.items()
     }
-    return Samples(images, truths)
+    return Samples(images, truths, samples.names + others.names)
 
 
 def open_dataset(loaded: LoadedRecipe) -> Dataset:
@@ -135,7 +140,7 @@ def load_split(
     parts = {task: recipe.tasks[task] for task in tasks}
     names = names_of(dataset, name)
     check_split(loaded, dataset, name, names, tasks)
-    filling = Filling(len(names), recipe.image.size, parts)
+    filling = Filling(name, len(names), recipe.image.size, parts)
 
     def read(image: str) -> Sample | Unreadable:
         try:
@@ -174,28 +179,36 @@ def check_split(
 class Filling:
     """A split while it is read: room for all of it, filled from the top."""
 
-    def __init__(self, count: int, size: tuple[int, int], parts: Mapping[str, TaskPart]) -> None:
-        shape = (count, *size)
+    def __init__(
+        self, split: str, count: int, size: tuple[int, int], parts: Mapping[str, TaskPart]
+    ) -> None:
+        self.split, shape = split, (count, *size)
         self.images = room_for((*shape, 3), np.uint8)
         self.kinds = {task: part.kind for task, part in parts.items()}
         self.truths = {
             task: room_for(*stored_form(kind, shape)) for task, kind in self.kinds.items()
         }
-        self.filled = 0
+        self.names: list[Name] = []
         self.skipped: list[Unreadable] = []
         self.blank: dict[str, list[str]] = {task: [] for task in parts}
+
+    @property
+    def filled(self) -> int:
+        """How many rows are filled."""
+        return len(self.names)
 
     def take(self, sample: Sample | Unreadable) -> None:
         """Put an image and its truths into the next row, or remember that it is left out."""
         if isinstance(sample, Unreadable):
             self.skipped.append(sample)
             return
-        self.images[self.filled] = sample.image
+        row = self.filled
+        self.images[row] = sample.image
         for task, truth in sample.truths.items():
-            self.truths[task][self.filled] = truth
+            self.truths[task][row] = truth
             if not known_pixels(truth, self.kinds[task]).any():
                 self.blank[task].append(sample.name)
-        self.filled += 1
+        self.names.append(Name(self.split, sample.name))
 
     def told(self, where: str) -> Iterator[str]:
         """Say what was left out, and which images have no truth in any pixel."""
@@ -220,4 +233,4 @@ class Filling:
                     "look at its files, and at `target` of the task"
                 )
         truths = {task: truth[: self.filled] for task, truth in self.truths.items()}
-        return Samples(self.images[: self.filled], truths)
+        return Samples(self.images[: self.filled], truths, tuple(self.names))

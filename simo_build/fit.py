@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simo_build.names import Name
 from simo_build.progress import Progress
 from simo_build.saved import Saved
 from simo_build.scalars import Scalars, Unwritten
@@ -59,6 +60,7 @@ def fit(
     schedule: Schedule,
     limits: Limits,
     images: int,
+    names: Sequence[Name],
     generator: torch.Generator,
     loss_of: Callable[[Tensor], Tensor],
     measure: Callable[[], float],
@@ -75,8 +77,9 @@ def fit(
     """Train a module in place and leave it at its best epoch.
 
     `loss_of` takes the indices of a batch, `measure` gives the metric, mostly on the select split,
-    of which `better` tells whether the first of two is better than the second. What has a rate of
-    its own in `rates` learns at that instead of the schedule's. All else is told at `fit_together`.
+    of which `better` tells whether the first of two is better than the second. `names` are the
+    images that the indices are of, for messages. What has a rate of its own in `rates` learns at
+    that instead of the schedule's. All else is told at `fit_together`.
     """
     goal = Goal(
         module=module,
@@ -85,6 +88,7 @@ def fit(
         metric=metric,
         better=better,
         label=label,
+        names=names,
         rates=rates or {},
     )
     (outcome,) = fit_together(
@@ -193,7 +197,7 @@ def run_epoch(
         record.write(one, {"loss": fmean(losses[one.goal.label]), "seconds_per_step": seconds})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
     """What a training leaves behind on its way: its state, its numbers, and what it says."""
 
@@ -203,6 +207,8 @@ class Record:
     progress: Progress
     saved: Saved | None
     scalars: Scalars
+    before: float = 0.0  # seconds that killed runs have trained
+    started: float = 0.0  # by the clock
 
     @property
     def epoch(self) -> int:
@@ -211,6 +217,7 @@ class Record:
 
     def begin(self, epochs: int) -> None:
         """Go back to the state that is kept, or measure where training begins."""
+        self.started = time.perf_counter()
         found = workers().from_main(self.saved.read) if self.saved else None
         if found is None:
             for one in self.trainees:
@@ -219,6 +226,7 @@ class Record:
             self.keep()
             return
         tensors, plain = found
+        self.before = plain.get("seconds", 0.0)
         for number, one in enumerate(self.trainees):
             one.restore(part(tensors, f"{number}."), plain["modules"][number])
         for number, generator in enumerate(self.generators):
@@ -251,7 +259,9 @@ class Record:
         }
         for number, one in enumerate(self.trainees):
             tensors |= prefixed(one.tensors(), f"{number}.")
-        self.saved.write(tensors, {"modules": [one.plain() for one in self.trainees]})
+        modules = [one.plain() for one in self.trainees]
+        seconds = self.before + time.perf_counter() - self.started
+        self.saved.write(tensors, {"modules": modules, "seconds": seconds})
 
     def failed(self, error: TrainError) -> None:
         """Write down why training cannot go on, so that it does not run into the same again."""

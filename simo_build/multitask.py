@@ -55,6 +55,7 @@ from simo_build.saved import Saved, States
 from simo_build.scalars import Scalars
 from simo_build.stages import Result, Stages
 from simo_build.statedict import StateDict, misfits, on_cpu, part, prefixed
+from simo_build.took import beside, note
 from simo_build.workers import workers
 from simo_build.workshop import Workshop, flat_heads, split_heads
 from simo_runtime.errors import CheckpointError, RecipeError, TrainError, listing, unknown
@@ -76,9 +77,12 @@ def train_multitask(
         return path
     code = {"joint": training.key(phase), "code": code_hash(), "torch": torch.__version__}
     states = States(path, digest(code), progress)
+    heads = training.heads.seconds
+    clock = states.clock()
     learnt = training.train(phase, saved=states.of("full"))
 
     def write() -> None:
+        note(beside(path), heads + clock())
         training.write(learnt)
         states.remove()
 

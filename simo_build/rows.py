@@ -20,6 +20,7 @@ from simo_build.realign import run_steps, shared_encoder
 from simo_build.recipe import MergePart, Recipe
 from simo_build.stages import Result
 from simo_build.steps import HeadStep
+from simo_build.took import beside, noted
 from simo_build.workshop import Workshop, split_heads
 
 
@@ -125,7 +126,13 @@ def jointly(role: str) -> Callable[[Workshop], Model]:
         )
         images, labels = used
         steps = sum(about["steps"]["heads"].values()) + about["steps"]["all"]
-        cost = Cost(stage=f"joint, {role}", images=images, labels=labels, steps=steps)
+        cost = Cost(
+            stage=f"joint, {role}",
+            images=images,
+            labels=labels,
+            steps=steps,
+            seconds=noted(beside(path)),
+        )
         name = f"joint training on {role}"
         return Model(name=name, encoder=encoder, heads=heads, costs=(cost,))
 

@@ -7,7 +7,8 @@ and a checksum of all its tensors; without both it is not used.
 import glob
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simo_build.checkpoints import read_tensors, write_tensors
+from simo_build.checkpoints import read_metadata, read_tensors, write_tensors
 from simo_build.progress import Progress
 from simo_build.statedict import StateDict
 from simo_runtime.errors import CheckpointError
@@ -74,10 +75,28 @@ class States:
         path = self.target.with_name(f"{self.target.stem}.{name}.state")
         return Saved(path, f"{self.key} {name}", self.progress)
 
+    def clock(self) -> Callable[[], float]:
+        """Start to count seconds; what is given tells them, with those that killed runs trained."""
+        before = sum(self._seconds(path) for path in self._paths())
+        started = time.perf_counter()
+        return lambda: before + time.perf_counter() - started
+
     def remove(self) -> None:
         """Remove all of them: what they led to is there."""
-        for path in self.target.parent.glob(f"{glob.escape(self.target.stem)}.*.state"):
+        for path in self._paths():
             path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return [*self.target.parent.glob(f"{glob.escape(self.target.stem)}.*.state")]
+
+    def _seconds(self, path: Path) -> float:
+        """Give the seconds of training that a state tells of; none if it is not gone on with."""
+        try:
+            about = json.loads(read_metadata(path)[METADATA])
+            own = about["key"].startswith(f"{self.key} ")
+            return float(about["plain"]["seconds"]) if own else 0.0
+        except (AttributeError, CheckpointError, KeyError, TypeError, ValueError, RecursionError):
+            return 0.0
 
 
 def checksum_of(tensors: Mapping[str, Tensor]) -> str:

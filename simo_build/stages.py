@@ -5,8 +5,6 @@ file that appears whole or not at all.
 """
 
 import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from simo_build.hashing import code_hash, digest
 from simo_build.progress import Progress
 from simo_build.saved import States
 from simo_build.statedict import StateDict
+from simo_build.took import note, noted
 from simo_build.workers import workers
 from simo_runtime.errors import CheckpointError
 
@@ -27,7 +26,8 @@ from simo_runtime.errors import CheckpointError
 class Result:
     """What a stage gave: tensors, plain values for the log, the key it is kept under, its time.
 
-    The time is that of the run that made it, in seconds, however often it is read again.
+    The time is that of the run that made it, in seconds, however often it is read again; what
+    killed runs have trained of it before is counted.
     """
 
     tensors: StateDict
@@ -72,9 +72,9 @@ class Stages:
             self.progress.say(f"{name}: kept from an earlier build")
             return kept
         self.progress.say(f"{name} ...")
-        started = time.perf_counter()
+        clock = states.clock()
         tensors, log = make(states)
-        seconds = round(time.perf_counter() - started, 3)
+        seconds = round(clock(), 3)
         written = {"log": json.dumps(log, sort_keys=True), "seconds": json.dumps(seconds)}
         if workers().main:
             write_tensors(path, tensors, written)
@@ -84,18 +84,11 @@ class Stages:
 
     def note(self, name: str, key: str, seconds: float) -> None:
         """Remember how long work took that keeps no tensors of its own."""
-        path = self._noted(name, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
-        partial.replace(path)
+        note(self._noted(name, key), seconds)
 
     def noted(self, name: str, key: str) -> float | None:
         """Give the seconds that were noted; None if there are none, or they cannot be read."""
-        try:
-            return float(json.loads(self._noted(name, key).read_text(encoding="utf-8"))["seconds"])
-        except (OSError, KeyError, TypeError, ValueError):
-            return None
+        return noted(self._noted(name, key))
 
     def _noted(self, name: str, key: str) -> Path:
         return self.root / f"{name}-{key[:16]}.json"

@@ -26,6 +26,7 @@ from simo_build.progress import Progress
 from simo_build.saved import States
 from simo_build.scalars import Scalars
 from simo_build.statedict import StateDict
+from simo_build.took import beside, note
 from simo_build.workers import workers
 from simo_runtime.errors import RecipeError, unknown
 from simo_runtime.tasks import TaskSpec
@@ -76,7 +77,7 @@ def train_expert(
     """Train the expert of one task, unless it is there already; give its file.
 
     The file's name carries the hash of everything that the weights depend on. What a killed
-    training has done lies beside it, and is gone on with.
+    training has done lies beside it, and is gone on with; so do the seconds that training took.
     """
     recipe = loaded.recipe
     if task not in recipe.tasks:
@@ -92,6 +93,7 @@ def train_expert(
     if workers().from_main(path.is_file):
         progress.say(f"{task}: kept {path}")
         return path
+    clock = states.clock()
     say_overlaps(loaded, progress)
     spec = recipe.specs()[task]
     seed = recipe.train.seed
@@ -110,6 +112,7 @@ def train_expert(
     }
 
     def write() -> None:
+        note(beside(path), clock())
         write_expert(
             path,
             encoder=encoder.weights(),

@@ -1,7 +1,7 @@
 """One module in training: its optimiser, its schedule, its moving average and its best epoch."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from simo_build.heads.dropout import SeededDropout
+from simo_build.names import Name, few, named
 from simo_build.statedict import StateDict, part, prefixed
 from simo_build.workers import workers
 from simo_runtime.errors import TrainError
-
-SHOWN = 4  # names in a message
 
 
 class Schedule(Protocol):
@@ -49,6 +48,7 @@ class Goal:
 
     `loss_of` takes a batch: what `fit_together` takes for all its modules. `measure` gives the
     metric, mostly on the select split, of which `better` tells whether the first of two is better.
+    `names` are the images that it learns from, for messages.
     """
 
     module: nn.Module
@@ -57,6 +57,7 @@ class Goal:
     metric: str
     better: Callable[[float, float], bool]
     label: str
+    names: Sequence[Name]
     rates: Mapping[nn.Parameter, float] = field(default_factory=dict)  # of what has its own
 
 
@@ -108,7 +109,7 @@ class Trainee:
         """Take one step; give the loss before it. TrainError if it would spoil the weights."""
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.goal.loss_of(batch)
-        refuse_nan(loss, self.goal.label, self.epoch + 1, index)
+        refuse_nan(loss, self.goal.label, self.epoch + 1, self.goal.names, index)
         loss.backward()
         parameters = [*self.named.values()]
         workers().average(parameters)
@@ -129,10 +130,10 @@ class Trainee:
             for name, parameter in self.named.items()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
-        of = f" of {', '.join(broken[:SHOWN])}" + (" ..." if len(broken) > SHOWN else "")
+        of = f" of {few(broken)}" if broken else ""
         raise TrainError(
-            f"{self.goal.label}: the gradient{of if broken else ''} is not finite in epoch "
-            f"{self.epoch + 1}, on {shown(index)}; a lower learning rate may help"
+            f"{self.goal.label}: the gradient{of} is not finite in epoch {self.epoch + 1}, on "
+            f"{named(self.goal.names, index.tolist())}; a lower learning rate may help"
         )
 
     def judge(self) -> None:
@@ -236,19 +237,13 @@ def warmup_share(share: float, steps: int) -> float:
     return share if share * steps != 1 else 1.5 / steps
 
 
-def refuse_nan(loss: Tensor, label: str, epoch: int, index: Tensor) -> None:
+def refuse_nan(loss: Tensor, label: str, epoch: int, names: Sequence[Name], index: Tensor) -> None:
     """Stop before a loss that is not a number reaches the weights."""
     if not torch.isfinite(loss):
         raise TrainError(
-            f"{label}: the loss is {loss.item()} in epoch {epoch}, on {shown(index)}; "
-            "a lower learning rate may help"
+            f"{label}: the loss is {loss.item()} in epoch {epoch}, on "
+            f"{named(names, index.tolist())}; a lower learning rate may help"
         )
-
-
-def shown(index: Tensor) -> str:
-    """Name the images of a batch, the first ones if there are many."""
-    numbers = ", ".join(str(int(i)) for i in index[:8]) + (" ..." if len(index) > 8 else "")
-    return f"the images {numbers} of the split"
 
 
 def snapshot(module: nn.Module) -> StateDict:

@@ -112,16 +112,14 @@ class Workshop:
 
         RecipeError if the split has fewer; it names the recipe's key that asks for so many.
         """
-        images = load_split(self.loaded, "realign", tasks=(), progress=self.stages.progress).images
-        return Samples(images[_spread(count, len(images), key)], {})
+        whole = load_split(self.loaded, "realign", tasks=(), progress=self.stages.progress)
+        return _taken(whole, _spread(count, len(whole), key))
 
     def labelled(self, count: int) -> Samples:
         """Give the same images of `realign` as `unlabelled`, with the truths of every task."""
         whole = self.samples["realign"]
         rows = _spread(count, len(whole), "merge.images")
-        return Samples(
-            whole.images[rows], {task: all_[rows] for task, all_ in whole.truths.items()}
-        )
+        return _taken(whole, rows)
 
     def check_images(self, count: int, key: str = "merge.images") -> None:
         """Refuse to look at more images of `realign` than there are; none is read."""
@@ -207,7 +205,13 @@ class Splits(Mapping[str, Samples]):
 
 def _with_truths(samples: Samples, tasks: Sequence[str]) -> Samples:
     truths = {task: samples.truths[task] for task in tasks if task in samples.truths}
-    return Samples(samples.images, truths)
+    return replace(samples, truths=truths)
+
+
+def _taken(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    """Take some rows."""
+    truths = {task: truth[rows] for task, truth in samples.truths.items()}
+    return Samples(samples.images[rows], truths, tuple(samples.names[row] for row in rows))
 
 
 def _spread(count: int, there: int, key: str) -> NDArray[np.int64]:

@@ -72,6 +72,7 @@ def test_joint_training_says_what_it_learnt_from(found: dict[str, Any]) -> None:
         used = {role: SPLITS[role], "select": SPLITS["select"]}
         assert row["images"] == row["labels"] == used
         assert row["steps"] > 0
+        assert row["seconds"][f"joint, {role}"] > 0
 
 
 def test_the_document_can_be_read_back(found: dict[str, Any], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simo_build.fit import Goal, Outcome, fit, shuffled, warmup_share
+from simo_build.names import Name
 from simo_build.progress import Silent
 from simo_build.trainee import Trainee
 from simo_runtime.errors import TrainError
@@ -41,6 +42,7 @@ def run(
         schedule=SimpleNamespace(epochs=epochs, lr=0.05, weight_decay=0.0),
         limits=SimpleNamespace(batch=2, warmup=warmup, clip=25.0),
         images=IMAGES,
+        names=[Name("tiny", f"{row:04d}") for row in range(IMAGES)],
         generator=torch.Generator().manual_seed(seed),
         loss_of=loss_of or away_from_one,
         measure=measure or (lambda: 1.0),
@@ -153,7 +155,7 @@ def broken_at(step: int, value: float, module: nn.Module) -> Callable[[Tensor], 
 def test_a_loss_that_is_not_finite_names_task_epoch_and_images(value: float) -> None:
     module = nn.Linear(1, 1)
     with pytest.raises(
-        TrainError, match=r"depth, head: the loss is .* in epoch 2, on the images \d, \d of"
+        TrainError, match=r"depth, head: the loss is .* in epoch 2, on the images \d{4}, \d{4} of"
     ):
         run(module, loss_of=broken_at(4, value, module))  # three batches an epoch
 
@@ -206,6 +208,7 @@ def test_what_has_a_rate_of_its_own_learns_at_that() -> None:
         metric="loss",
         better=lambda one, other: one < other,
         label="two rates",
+        names=(),
         rates={layer.bias: 0.01},
     )
     groups = Trainee(goal, schedule, limits, steps=3, ema=0.0).optimiser.param_groups

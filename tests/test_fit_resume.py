@@ -89,6 +89,7 @@ class Task:
             schedule=SimpleNamespace(epochs=self.epochs, lr=0.05, weight_decay=0.01),
             limits=SimpleNamespace(batch=BATCH, warmup=0.3, clip=1.0),
             images=IMAGES,
+            names=[],
             generator=torch.Generator().manual_seed(7),
             loss_of=loss_of or self.loss_of,
             measure=self.measure,
@@ -285,7 +286,7 @@ def test_what_is_not_finite_is_not_run_into_twice(tmp_path: Path, broken: str, s
         task.run(saved_in(tmp_path), loss_of=loss_of)
     message = str(stopped.value)
     assert f"tiny: the {broken}" in message
-    assert f"in epoch {epoch}, on the images" in message
+    assert f"in epoch {epoch}, on the rows" in message
     assert f"kept in {tmp_path}/tiny.state" in message
     assert "lower `lr` or `clip`" in message
     best = min(range(epoch), key=lambda at: wanted.history[at])
@@ -311,7 +312,7 @@ def test_a_gradient_that_is_not_finite_names_the_weights() -> None:
 
     before = {name: tensor.clone() for name, tensor in task.module.state_dict().items()}
     with pytest.raises(
-        TrainError, match=r"tiny: the gradient of 0\.weight is not finite in epoch 1, on the images"
+        TrainError, match=r"tiny: the gradient of 0\.weight is not finite in epoch 1, on the rows"
     ):
         task.run(loss_of=loss_of)
     assert all(torch.equal(before[n], tensor) for n, tensor in task.module.state_dict().items())
@@ -379,6 +380,7 @@ def goals() -> list[Goal]:
                 metric="error",
                 better=operator.gt if number == 1 else operator.lt,
                 label=f"task {number}",
+                names=[],
             )
         )
     return made

@@ -15,7 +15,7 @@ from simo_build.data import fingerprint, open_dataset
 from simo_build.formats.matlab import read_matrix
 from simo_build.formats.nyuv2 import TO_13
 from simo_build.loading import LoadedRecipe
-from simo_runtime.errors import DataError, SimoError
+from simo_runtime.errors import DataError, ImageError, SimoError
 from simo_runtime.metrics import IGNORE
 from tests.datasets import greys, on, read
 
@@ -215,6 +215,68 @@ def odd_classes(root: Path) -> None:
 def test_what_is_wrong_is_named(root: Path, damage: Callable[[Path], None], told: str) -> None:
     damage(root)
     with pytest.raises(DataError, match=told):
+        read(nyu(root))
+
+
+def packed(root: Path, name: str) -> Path:
+    """Store an array packed, every image for itself, and damage what is stored of image 2."""
+    path = root / "nyu_depth_v2_labeled.mat"
+    with h5py.File(path, "a") as file:
+        values = np.asarray(file[name])
+        del file[name]
+        chunks = (1, *values.shape[1:])
+        file.create_dataset(name, data=values, chunks=chunks, compression="gzip")
+    with h5py.File(path, "r") as file:
+        chunk = file[name].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("images", ImageError), ("depths", DataError), ("labels", DataError)]
+)
+def test_what_is_damaged_is_told_with_its_array_and_number(
+    root: Path, name: str, failure: type[SimoError]
+) -> None:
+    path = packed(root, name)
+    with pytest.raises(failure, match=f"{path}: {name} of image 0002 cannot be read: Can't"):
+        read(nyu(root))
+
+
+def test_an_image_that_is_damaged_can_be_left_out(root: Path) -> None:
+    packed(root, "images")
+    tasks = {"depth": {"kind": "depth", "target": {"folder": "depths"}}}
+    data = {"format": "nyuv2_mat", "skip_unreadable": True}
+    assert greys(read(on(root, data, tasks, (H, W)))) == [0, 2, 3, 4]
+
+
+def test_an_array_whose_own_description_is_damaged_is_told(root: Path) -> None:
+    path = root / "nyu_depth_v2_labeled.mat"
+    with h5py.File(path, "r") as file:
+        start = h5py.h5o.get_info(file["depths"].id).addr
+    content = bytearray(path.read_bytes())
+    content[start] ^= 0xFF  # the version of the array's description
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}: depths is damaged: .*version"):
+        read(nyu(root))
+
+
+def test_an_array_that_ends_before_the_images_do_is_told(root: Path) -> None:
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "a") as file:
+        few = np.asarray(file["depths"])[:3]
+        del file["depths"]
+        file["depths"] = few
+    with pytest.raises(DataError, match="depths has 3 entries and none of image 0004"):
+        read(nyu(root))
+
+
+def test_images_without_a_pixel_are_refused(root: Path) -> None:
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "a") as file:
+        del file["images"]
+        file["images"] = np.zeros((COUNT, 3, 0, 0), np.uint8)
+    with pytest.raises(DataError, match=r"images uint8 \(3, 0, 0\); an image is .* of them 0"):
         read(nyu(root))
 
 

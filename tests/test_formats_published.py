@@ -327,11 +327,24 @@ def test_the_fingerprint_changes_with_the_files_of_its_tasks(
         (np.full((2, 3, 3), 255.0), r"0\.npy: 255 to 255; images are 0 to 1"),
         (np.zeros((3, 2, 3, 1)), r"0\.npy: float64 \(3, 2, 3, 1\)"),
         (np.zeros((2, 3)), r"0\.npy: float64 \(2, 3\); images are float"),
+        (np.zeros((0, 0, 3)), r"0\.npy: float64 \(0, 0, 3\); images .* at least one pixel"),
+        (np.zeros((2, 0, 3)), r"0\.npy: float64 \(2, 0, 3\); images .* at least one pixel"),
     ],
 )
 def test_an_image_that_is_none_is_refused(mtan: Path, array: Array, told: str) -> None:
     np.save(mtan / "train" / "image" / "0.npy", array)
     with pytest.raises(DataError, match=told):
+        read(nyuv2(mtan))
+
+
+@pytest.mark.parametrize(
+    ("folder", "shape"), [("label", (0, 0)), ("depth", (0, 0, 1)), ("normal", (0, 0, 3))]
+)
+def test_a_truth_without_a_pixel_is_refused(
+    mtan: Path, folder: str, shape: tuple[int, ...]
+) -> None:
+    np.save(mtan / "train" / folder / "0.npy", np.zeros(shape))
+    with pytest.raises(DataError, match=r"train/0: .* is \(0, 0\), its image is \(2, 3\)"):
         read(nyuv2(mtan))
 
 

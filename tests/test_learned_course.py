@@ -15,6 +15,7 @@ from simo_build.learned import LEARNED, Learning, Scaled, Settings
 from simo_build.learned.course import Course, learn, split_rows
 from simo_build.learned.lessons import by_features, by_itself
 from simo_build.learned.settings import held_out
+from simo_build.names import Name
 from simo_build.progress import Silent
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.teaching import uncertainty
@@ -144,7 +145,12 @@ def tiny_course(lessons: Sequence[Any]) -> tuple[Course, Scaled]:
     delta = {name: torch.ones_like(tensor) for name, tensor in base.items()}
     mixture = Scaled([delta], ["all"] * len(delta), start=0.5)
     course = Course(
-        encoder=encoder, base=base, images=images, lessons=lessons, units=torch.ones(len(lessons))
+        encoder=encoder,
+        base=base,
+        images=images,
+        names=[Name("tiny", f"{row:04d}") for row in range(len(images))],
+        lessons=lessons,
+        units=torch.ones(len(lessons)),
     )
     return course, mixture
 
@@ -189,7 +195,8 @@ def test_a_loss_that_is_not_finite_names_epoch_and_images() -> None:
         return taps[0].mean() * (torch.nan if torch.is_grad_enabled() else 1)
 
     course, mixture = tiny_course([broken])
-    with pytest.raises(TrainError, match=r"tiny: the loss is nan in epoch 1, on the images \d"):
+    told = r"tiny: the loss is nan in epoch 1, on the images 000\d, .* of the split 'tiny'"
+    with pytest.raises(TrainError, match=told):
         learn(mixture, course, SETTINGS, label="tiny", progress=Silent())
 
 

@@ -80,6 +80,7 @@ def test_rows_say_which_images_and_labels_they_have_seen(found: dict[str, Any]) 
     assert base["images"] == base["labels"] == both
     assert (taught["images"], taught["labels"]) == (both, {"select": SPLITS["select"]})
     assert joint["images"] == joint["labels"] == both
+    assert found["experts_took"] == {"images": {}, "labels": {}, "steps": None, "seconds": {}}
     assert taught["steps"] == 4  # 6 images and their mirror images in batches of 3
 
 

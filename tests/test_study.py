@@ -43,3 +43,5 @@ def test_a_row_tells_how_many_images_and_labels_were_used(tmp_path: Path) -> Non
     assert (adamerging["images"], adamerging["labels"]) == (5, 0)
     assert (supermerge["images"], supermerge["labels"]) == (5, 5)
     assert found["candidates"][1]["learned"] == adamerging
+    # these experts do not tell
+    assert found["experts_took"] == {"images": {}, "labels": {}, "steps": None, "seconds": {}}

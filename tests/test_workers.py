@@ -87,8 +87,8 @@ def run(place: Path, out: Path, count: int) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """Give all files by name; that of joint training follows from the experts' last bits."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
+    """Give what was made by name; that of joint training follows from the experts' last bits."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
     return {
         re.sub("joint-[0-9a-f]+", "joint", str(path.relative_to(folder))): path for path in found
     }

@@ -58,7 +58,8 @@ def first(samples: Samples, count: int) -> Samples:
     if count > len(samples):
         raise SimoError(f"--images {count}: `train` has {len(samples)}; give at most as many")
     truths = {task: truth[:count] for task, truth in samples.truths.items()}
-    return replace(samples, images=samples.images[:count], truths=truths)
+    images, names = samples.images[:count], samples.names[:count]
+    return replace(samples, images=images, truths=truths, names=names)
 
 
 def timed(work: Workshop, images: Samples) -> dict[str, float]:

@@ -30,7 +30,7 @@ from simo_build.cli import (
     recipe_option,
     split_option,
 )
-from simo_build.costs import counted, together
+from simo_build.costs import counted, of_expert, together
 from simo_build.gauge import Gauge, Model
 from simo_build.intervals import Bootstrap, Measured
 from simo_build.loading import LoadedRecipe, load_recipe
@@ -260,6 +260,7 @@ def run(
         "images": len(table.gauge.samples),
         "bootstrap": table.bootstrap.about(),
         "experts": table.gauge.experts.metrics(),
+        "experts_took": together(map(of_expert, work.experts.values())),
         "rows": table.rows,
         "comparisons": list(table.comparisons(every)),
     }

@@ -36,6 +36,7 @@ from simo_build.cli import (
     recipe_option,
     split_option,
 )
+from simo_build.costs import of_expert, together
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.merging import merge
 from simo_build.progress import Bars, Progress
@@ -246,6 +247,7 @@ def run(
         "images": len(study.samples[split]),
         "unlabelled": len(study.unlabelled),
         "experts": study.experts,
+        "experts_took": together(map(of_expert, work.experts.values())),
         "chosen": chosen,
         "references": apart,
         "candidates": tried,

@@ -71,8 +71,11 @@ class MtanDataset(Dataset):
             raw = read_stored(path)
         except DataError as error:
             raise ImageError(str(error)) from error
-        if raw.shape[2:] != (3,) or raw.dtype.kind != "f":
-            raise DataError(f"{path}: {raw.dtype} {raw.shape}; images are float (height, width, 3)")
+        if raw.shape[2:] != (3,) or raw.dtype.kind != "f" or not raw.size:
+            raise DataError(
+                f"{path}: {raw.dtype} {raw.shape}; images are float (height, width, 3), at least "
+                "one pixel high and wide"
+            )
         if not 0 <= raw.min() <= raw.max() <= 1:
             raise DataError(f"{path}: {raw.min():g} to {raw.max():g}; images are 0 to 1")
         return np.asarray(np.rint(raw * 255.0), np.uint8)

@@ -26,10 +26,12 @@ from simo_build.formats.stored import FLOATS, Coding, decode
 from simo_build.hashing import digest
 from simo_build.recipe import TaskPart
 from simo_build.sources import DataPart
-from simo_runtime.errors import DataError, unknown
+from simo_runtime.errors import DataError, ImageError, SimoError, unknown
 from simo_runtime.metrics import IGNORE
 
 LABELLED, SPLITS, CLASSES = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+# What h5py raises where the bytes of a file are damaged.
+DAMAGE = (KeyError, OSError, RuntimeError, ValueError)
 # From the 40 classes to the 13 of SceneNet, both from 1, as class13Mapping.mat has it.
 TO_13 = (
     *(12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5),
@@ -75,26 +77,44 @@ class LabelledMat(Dataset):
         return split_of(self.splits, split, self.root)
 
     def _array(self, name: str, axes: int) -> Any:
-        if name not in self.file:
-            raise unknown(f"array of {self.root / LABELLED}", name, self.file)
-        array = self.file[name]
+        try:
+            there = list(self.file)
+            array = self.file[name] if name in there else None
+        except DAMAGE as error:
+            raise DataError(f"{self.root / LABELLED}: {name} is damaged: {error}") from error
+        if array is None:
+            raise unknown(f"array of {self.root / LABELLED}", name, there)
         if getattr(array, "ndim", None) != axes:
             raise DataError(f"{self.root / LABELLED}: {name} must have {axes} axes")
         return array
 
+    def _read(self, array: str, axes: int, name: str, failure: type[SimoError]) -> Array:
+        """Read what an array holds of one image; `failure` if its part of the file is damaged."""
+        stored = self._array(array, axes)
+        if int(name) > len(stored):
+            raise DataError(
+                f"{self.root / LABELLED}: {array} has {len(stored)} entries and none of image "
+                f"{name}; every array must have one of each image"
+            )
+        try:
+            return np.asarray(stored[int(name) - 1])
+        except DAMAGE as error:
+            raise failure(
+                f"{self.root / LABELLED}: {array} of image {name} cannot be read: {error}"
+            ) from error
+
     def image(self, name: str) -> NDArray[np.uint8]:
-        pixels_3WH = np.asarray(self._array("images", 4)[int(name) - 1])
-        if pixels_3WH.dtype != np.uint8 or pixels_3WH.shape[0] != 3:
+        pixels_3WH = self._read("images", 4, name, ImageError)
+        if pixels_3WH.dtype != np.uint8 or pixels_3WH.shape[0] != 3 or not pixels_3WH.size:
             raise DataError(
                 f"{self.root / LABELLED}: images {pixels_3WH.dtype} {pixels_3WH.shape}; "
-                "an image is uint8 (3, width, height)"
+                "an image is uint8 (3, width, height), neither of them 0"
             )
         return np.ascontiguousarray(pixels_3WH.transpose(2, 1, 0))
 
     def truth(self, name: str, task: TaskPart) -> Array:
         assert task.target is not None  # the recipe was checked for it
-        array = self._array(task.target.folder, 3)
-        raw_HW = np.ascontiguousarray(np.asarray(array[int(name) - 1]).T)
+        raw_HW = np.ascontiguousarray(self._read(task.target.folder, 3, name, DataError).T)
         where = self.root / LABELLED / task.target.folder / name
         table = self._table(task.target.map) if task.kind == "segmentation" else None
         types = FLOATS if table is None else ()

@@ -17,6 +17,7 @@ from simo_build.fit import refuse_nan, shuffled, snapshot
 from simo_build.learned.lessons import Lesson
 from simo_build.learned.registry import Mixture
 from simo_build.learned.settings import Settings, held_out
+from simo_build.names import Name
 from simo_build.progress import Progress
 from simo_build.statedict import StateDict, prefixed
 
@@ -32,6 +33,7 @@ class Course:
     encoder: Encoder
     base: StateDict  # on the encoder's device
     images: Tensor  # uint8 (n, H, W, 3)
+    names: Sequence[Name]  # of the images, for messages
     lessons: Sequence[Lesson]
     units: Tensor  # (T,)
     half: bool = False
@@ -109,7 +111,7 @@ def learn(
         for index in progress.track(batches, f"{label}, epoch {epoch}/{epochs}"):
             optimiser.zero_grad(set_to_none=True)
             loss = course.losses(course.merged(mixture()), index).mean()
-            refuse_nan(loss, label, epoch, index)
+            refuse_nan(loss, label, epoch, course.names, index)
             loss.backward()
             optimiser.step()
             mixture.project()

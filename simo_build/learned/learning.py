@@ -99,6 +99,7 @@ class Learning:
             encoder=work.encoder,
             base=moved(work.base),
             images=torch.from_numpy(samples.images),
+            names=samples.names,
             lessons=lessons,
             units=torch.ones(len(lessons), device=device()),
             half=settings.precision == "bf16",

@@ -7,7 +7,7 @@ epoch, and comes out as if it had been trained alone. Beside the truths, or in t
 may learn what its expert says of the same images, which needs no label.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from simo_build.features import BATCH, take
 from simo_build.fit import Goal, Outcome, fit_together, snapshot
 from simo_build.heads import Head
 from simo_build.losses import TORCH_KINDS
+from simo_build.names import Name
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.realign.teachers import Term, asked, by_output, by_truth, compared
 from simo_build.statedict import StateDict
@@ -107,7 +108,7 @@ def goal_of(
         taps, index = batch
         return kind.loss(head(taps), truth[index].to(taps[0].device))
 
-    return by_metric(head, spec, loss_of, select)
+    return by_metric(head, spec, loss_of, select, samples.names)
 
 
 def by_metric(
@@ -115,8 +116,9 @@ def by_metric(
     spec: TaskSpec,
     loss_of: Callable[[Batch], Tensor],
     select: Callable[[], tuple[list[Tensor], Samples]],
+    names: Sequence[Name],
 ) -> Goal:
-    """Let a head's metric on `select` tell its best epoch."""
+    """Let a head's metric on `select` tell its best epoch; `names` are of the images it learns."""
 
     def measure() -> float:
         features, judged = select()
@@ -129,6 +131,7 @@ def by_metric(
         metric=spec.metric,
         better=metric_named(spec.metric).better,
         label=f"re-align {spec.name}",
+        names=names,
     )
 
 
@@ -161,7 +164,7 @@ class Taught:
             return torch.stack([shares[name] * loss for name, loss in found.items()]).sum() / whole
 
         if self.step.by == "select":
-            return by_metric(head, spec, loss_of, select)
+            return by_metric(head, spec, loss_of, select, self.samples.names)
         return self._by_teacher(head, spec, loss_of)
 
     def _by_teacher(self, head: Head, spec: TaskSpec, loss_of: Callable[[Batch], Tensor]) -> Goal:
@@ -181,6 +184,7 @@ class Taught:
             metric="closeness",
             better=lambda one, other: one > other,
             label=f"re-align {spec.name}",
+            names=self.samples.names,
         )
 
     def _terms(

@@ -5,7 +5,7 @@ The experts are free teachers: what they and their heads say of an image needs n
 Shapes: n images, B of a batch, S tokens, D width, K channels, H x W pixels, T tasks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from simo_build.features import BATCH, compute_features, take
 from simo_build.fit import Outcome, fit
 from simo_build.joint import Joint
 from simo_build.losses import TORCH_KINDS
+from simo_build.names import Name
 from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.realign.teachers import Term, asked, by_output, by_tap, by_truth, compared
@@ -33,6 +34,7 @@ class Lessons:
     """Images, and for every task and kind of loss a term; terms are divided by their units."""
 
     images: Tensor  # uint8 (n, H, W, 3)
+    names: Sequence[Name]  # of the images, for messages
     terms: Mapping[str, Mapping[str, Term]]  # by task, then labels, outputs or features
     weights: Mapping[str, float]
 
@@ -90,6 +92,7 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
     weights = {"labels": float(step.labels), "outputs": step.outputs, "features": step.features}
     return Lessons(
         images=torch.from_numpy(samples.images),
+        names=samples.names,
         terms=terms,
         weights={name: weight for name, weight in weights.items() if weight},
     )
@@ -138,6 +141,7 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         schedule=step,
         limits=step,
         images=len(drawn.lessons.images),
+        names=drawn.lessons.names,
         generator=seeded(step.seed),
         loss_of=lambda index: drawn.lessons.loss(joint, index, units),
         begin=drawn.begin,
