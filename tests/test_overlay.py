@@ -129,7 +129,7 @@ def test_ticks_have_as_many_digits_as_make_them_differ(
 
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (-0.3, 0.9), (0.5, 0.500002), (0.7, 123456.0)])
 @pytest.mark.parametrize("wide", [NARROWEST, overlay.WIDEST])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.scale], ids=str)
+@pytest.mark.parametrize("kind", [k for k in KINDS.values() if k.scale], ids=lambda k: k.name)
 def test_texts_of_ticks_differ_and_do_not_meet(
     kind: Kind, wide: int, limits: tuple[float, float]
 ) -> None:
