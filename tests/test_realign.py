@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "calibrate": {"step": "calibrate", "images": 4, "choose": {"rho": [0.5, 2]}},
     "tint": {"step": "tint", **QUICK, "lr": 3e-2},
 }
+RELEASED = {**ALONE["representation"], "variant": "released"}
 JOINT = [name for name in ALONE if name != "head"]
 
 
@@ -342,6 +343,9 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
         ),
         ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),
         ({"step": "lora", "layers": []}, r"realign\.0\.layers"),
+        ({"step": "representation", "variant": "code"}, r"realign\.0\.variant: .*'paper' or 'rel"),
+        ({"step": "representation", "heads": "last"}, r"realign\.0\.heads: .*'all' or 'none'"),
+        ({"step": "distill", "variant": "paper"}, r"realign\.0\.variant: unknown key"),
         ({"step": "lora", "rank": 0}, r"realign\.0\.rank: Input should be greater than 0"),
         ({"step": "calibrate", "lambda": 1}, r"realign\.0\.lambda: unknown key"),
         ({"step": "calibrate", "alpa": 1}, r"realign\.0\.alpa: unknown key; .* 'alpha'\?"),
@@ -371,11 +375,15 @@ def test_a_step_that_cannot_be_is_refused(tmp_path: Path, step: object, told: st
         load_recipe(str(write_recipe(tmp_path, realign=[step])))
 
 
-@pytest.mark.parametrize("name", ["distill", "representation"])
+@pytest.mark.parametrize(
+    "form",
+    [ALONE["distill"], ALONE["representation"], RELEASED],
+    ids=["distill", "representation", "released"],
+)
 def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
-    place: Path, tmp_path: Path, name: str
+    place: Path, tmp_path: Path, form: dict[str, Any]
 ) -> None:
-    step = {**ALONE[name], "lr": 1e-2, "features": 1}
+    step = {**form, "lr": 1e-2, "features": 1}
     loaded = load_recipe(str(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=[step])))
     found = report.study(loaded, tmp_path / "bundle", "select", progress=Silent())
     rows = {row["row"]: row["metrics"] for row in found["rows"]}
@@ -385,6 +393,26 @@ def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
     assert told != pytest.approx(rows["merged + experts' heads"], rel=1e-4)
     assert found["labels_used"] == {"realign": 0, "select": SPLITS["select"]}
     assert found["images_used"] == {"realign": SPLITS["realign"], "select": SPLITS["select"]}
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_maps_can_be_trained_alone(place: Path, tmp_path: Path, variant: str) -> None:
+    form = {**ALONE["representation"], "variant": variant, "heads": "none", "by": "teachers"}
+    work, _, found = aligned(place, tmp_path, {**form, "lr": 1e-2, "epochs": 6})
+    for task, one in work.experts.items():  # with what a BatchNorm counts
+        head = part(found.tensors, f"{task}.")
+        assert all(torch.equal(head[key], tensor) for key, tensor in one.head.items())
+    ups = [tensor for key, tensor in found.tensors.items() if key.endswith("up.weight")]
+    assert len(ups) == 2
+    assert all(up.any() for up in ups)
+
+
+def test_heads_that_stood_still_are_trained_by_the_next_step(place: Path, tmp_path: Path) -> None:
+    alone = {**ALONE["representation"], "heads": "none"}
+    work, _, found = aligned(place, tmp_path, alone, {**ALONE["distill"], "lr": 1e-3})
+    assert found.log["steps"][1]["epoch"] > 0
+    head = part(found.tensors, "normals.")
+    assert not all(torch.equal(head[k], t) for k, t in work.experts["normals"].head.items())
 
 
 def test_maps_beside_blocks_are_made_once(tmp_path: Path) -> None:
@@ -400,8 +428,11 @@ def test_blocks_with_maps_beside_them_are_not_calibrated(tmp_path: Path) -> None
     load_recipe(str(write_recipe(tmp_path, realign=steps[::-1])))
 
 
-def test_maps_beside_blocks_outlive_the_steps_after_them(place: Path, tmp_path: Path) -> None:
-    steps = (ALONE["representation"], ALONE["lora"], ALONE["head"], ALONE["distill"])
+@pytest.mark.parametrize("maps", [ALONE["representation"], RELEASED], ids=["paper", "released"])
+def test_maps_beside_blocks_outlive_the_steps_after_them(
+    place: Path, tmp_path: Path, maps: dict[str, Any]
+) -> None:
+    steps = (maps, ALONE["lora"], ALONE["head"], ALONE["distill"])
     work, merged, found = aligned(place, tmp_path, *steps)
     encoder = shared_encoder(merged.tensors, found.tensors)
     assert len(set(encoder) - set(work.base)) == 4
