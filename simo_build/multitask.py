@@ -188,6 +188,7 @@ class JointTraining:
             "targets": {
                 task: one.model_dump(mode="json")["target"] for task, one in recipe.tasks.items()
             },
+            **recipe.own_losses(),
             "splits": [getattr(data, self.role), data.select],
             "data": fingerprint(self.work.loaded, list(recipe.tasks)),
         }
@@ -220,6 +221,7 @@ class JointTraining:
             outcomes[task] = train_head(
                 heads[task],
                 spec,
+                work.recipe.tasks[task],
                 features=features,
                 samples=self.samples,
                 train=work.recipe.training(task),
@@ -274,6 +276,7 @@ class JointTraining:
         outcome = train_all(
             joint,
             specs,
+            work.recipe.tasks,
             samples=self.samples,
             train=work.recipe.train,
             phase=phase,

@@ -21,6 +21,8 @@ from simo_runtime.tasks import TaskSpec, kind_named
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
+# Keys of a task that say what its loss is, which mean something for some kinds only.
+LOSS_KEYS = {"loss": ("normals",), "denominator": ("segmentation", "parts")}
 
 
 class EncoderPart(Part):
@@ -98,6 +100,8 @@ class TaskPart(Part):
     labels: tuple[str, ...] = ()
     metric: str = ""
     target: Target | None = None
+    loss: Literal["cosine", "l1"] = "cosine"  # of normals; l1 as in the paper's released code
+    denominator: Literal["valid", "all"] = "valid"  # the pixels that cross entropy divides by
     expert: str | None = None  # a checkpoint; by default the one that simo-train writes
     train: TaskTrainPart = TaskTrainPart()
 
@@ -143,6 +147,21 @@ class TaskPart(Part):
                 f"metric {self.metric}: kind {self.kind} has {', '.join(kind.metrics)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _loss_fits_kind(self) -> "TaskPart":
+        for key, kinds in LOSS_KEYS.items():
+            if key in self.model_fields_set and self.kind not in kinds:
+                told = f"{key} has no meaning for kind {self.kind}; it is of {' and '.join(kinds)}"
+                raise ValueError(f"{told}, leave it out")
+        return self
+
+    def own_loss(self) -> dict[str, str]:
+        """Give how the loss differs from the kind's usual one, if it does.
+
+        Names of files depend on it: those that were there before these keys must keep theirs.
+        """
+        return self.model_dump(include={*LOSS_KEYS}, exclude_defaults=True)
 
 
 class Phase(Part):
@@ -316,6 +335,11 @@ class Recipe(Part):
         own = self.tasks[task].train
         phases = {"head": own.head.of(self.train.head), "full": own.full.of(self.train.full)}
         return self.train.model_copy(update={**phases, "joint": JointPart()})
+
+    def own_losses(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Give, for hashes, which tasks' losses are not their kinds' usual ones, if any is."""
+        found = {task: own for task, part in self.tasks.items() if (own := part.own_loss())}
+        return {"losses": found} if found else {}
 
     def specs(self) -> dict[str, TaskSpec]:
         """Give the tasks as the runtime knows them."""

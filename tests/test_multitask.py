@@ -14,6 +14,7 @@ from torch import Tensor
 from simo_build import data, multitask
 from simo_build.checkpoints import read_tensors
 from simo_build.cli import train_command
+from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.multitask import open_training, read_multitask, train_multitask
 from simo_build.progress import Silent
@@ -275,6 +276,37 @@ def test_an_expert_depends_on_its_own_tasks_changes_alone(place: Path, tmp_path:
     assert expert_key(changed, "normals", "0") == expert_key(plain, "normals", "0")
     same = loaded(place, tmp_path, {"full": {"epochs": 2, "lr": 3e-5}})
     assert expert_key(changed, "depth", "0") == expert_key(same, "depth", "0")
+
+
+def test_a_file_depends_on_a_loss_that_is_not_the_usual_one(place: Path, tmp_path: Path) -> None:
+    tasks = yaml.safe_load((place / "tiny.yaml").read_text())["tasks"]
+
+    def keys(loss: str | None) -> list[object]:
+        own = {"loss": loss} if loss else {}
+        told = loaded(place, tmp_path, {}, {**tasks, "normals": {**tasks["normals"], **own}})
+        training = open_training(told, "train", Silent())
+        experts = [expert_key(told, task, "0") for task in TASKS]
+        return [*experts, training.key(training.phase), digest(training.work.inputs())]
+
+    usual, same, other = keys(None), keys("cosine"), keys("l1")
+    assert usual == same
+    assert usual[0] == other[0]  # of depth
+    assert not set(usual[1:]) & set(other[1:])
+
+
+def test_every_training_has_the_loss_of_its_task(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # with the cosine the first loss of both tasks is another one
+    tasks = {**WITHOUT_EXPERTS, "normals": {**WITHOUT_EXPERTS["normals"], "loss": "l1"}}
+    found = [
+        first_loss(
+            open_training(loaded(place, tmp_path, {"flip": False}, one), "train", Silent()),
+            monkeypatch,
+        )
+        for one in (WITHOUT_EXPERTS, tasks)
+    ]
+    assert found[0] != pytest.approx(found[1], rel=0.05)
 
 
 def test_float16_is_stored_when_the_recipe_says_so(trained: Callable[..., Path]) -> None:

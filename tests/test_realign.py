@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from simo_build import data, report, workshop
+from simo_build import data, losses, report, workshop
 from simo_build.build import realign
 from simo_build.costs import of_realign
 from simo_build.data import Samples, joined_to
 from simo_build.loading import LoadedRecipe, load_recipe
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import TORCH_KINDS, component_error
 from simo_build.merging import merge
 from simo_build.progress import Progress, Silent
 from simo_build.realign import STEPS, bench, joint, shared_encoder, teachers
@@ -316,6 +316,35 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
     log = aligned(place, tmp_path, ALONE["distill"], ALONE["head"])[2].log
     assert [step["step"] for step in log["steps"]] == ["distill", "head"]
     assert log["labels"] == SPLITS["realign"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"realign": [{"step": "head", "epochs": 1}]},
+        {"realign": [{"step": "distill", "epochs": 1, "labels": True, "outputs": 0}]},
+        {"realign": [], "merge": {"method": "supermerge", "params": {"epochs": 1}, "images": 4}},
+        {"realign": [], "merge": {"method": "fisher_labelled", "images": 4}},
+    ],
+    ids=["head", "distill", "supermerge", "fisher_labelled"],
+)
+def test_labels_teach_by_the_loss_that_the_task_says(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spied(raw: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        seen.append(truth)
+        return component_error(raw, truth)
+
+    monkeypatch.setattr(losses, "component_error", spied)
+    normals = {"kind": "normals", "loss": "l1", "target": {"folder": "normals"}}
+    tasks = {"normals": {**normals, "expert": "normals.safetensors"}}
+    changed = {"merge": {"params": {"alpha": 0.5}}, **changes}
+    work = opened(write_recipe(place, tasks, **changed))
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    realign(work, merge(work))
+    assert seen
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,13 @@ def test_an_unknown_key_is_named_with_its_path_and_the_closest_one(
         ({"tasks__depth__metric": "mean_io"}, r"tasks\.depth: .*; did you mean 'mean_iou'\?"),
         ({"tasks__depth__metric": "mean_iou"}, "kind depth has absolute_error"),
         ({"tasks__depth__labels": ["a", "b"]}, "kind depth has no classes, so `labels` has no"),
+        (
+            {"tasks__depth__loss": "l1"},
+            r"tasks\.depth: loss has no .* kind depth; it is of normals",
+        ),
+        ({"tasks__depth__loss": "l2"}, r"tasks\.depth\.loss: Input should be 'cosine' or 'l1'"),
+        ({"tasks__depth__denominator": "valid"}, "it is of segmentation and parts, leave it out"),
+        ({"tasks__seg__denominator": "none"}, r"tasks\.seg\.denominator: .* 'valid' or 'all'"),
         ({"tasks__seg__labels": []}, "kind segmentation needs `labels`, 2 to 255"),
         ({"tasks__seg__labels": ["one"]}, "kind segmentation needs `labels`, 2 to 255"),
         ({"tasks__seg__labels": [f"c{i}" for i in range(256)]}, "2 to 255"),

@@ -16,7 +16,7 @@ from simo_build.evaluate import measure_head
 from simo_build.features import take
 from simo_build.fit import Goal, Outcome, fit_together, snapshot
 from simo_build.heads import Head
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import TorchKind, torch_kind
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.statedict import StateDict
 from simo_build.steps import HeadStep
@@ -52,9 +52,12 @@ def trained(
     def select() -> tuple[list[Tensor], Samples]:
         return bench.features(model.encoder, "select"), bench.labelled("select")
 
-    specs = bench.work.recipe.specs()
+    specs, tasks = bench.work.recipe.specs(), bench.work.recipe.tasks
     outcomes = fit_together(
-        [goal_of(head, specs[task], samples, select) for task, head in model.heads.items()],
+        [
+            goal_of(head, specs[task], torch_kind(tasks[task]), samples, select)
+            for task, head in model.heads.items()
+        ],
         schedule=step,
         limits=step,
         images=len(samples),
@@ -74,6 +77,7 @@ def trained(
 def goal_of(
     head: Head,
     spec: TaskSpec,
+    kind: TorchKind,
     samples: Samples,
     select: Callable[[], tuple[list[Tensor], Samples]],
 ) -> Goal:
@@ -81,7 +85,7 @@ def goal_of(
 
     `select` gives the features and the truths of that split, when they are first measured on.
     """
-    kind, truth = TORCH_KINDS[spec.kind], torch.from_numpy(samples.truths[spec.name])
+    truth = torch.from_numpy(samples.truths[spec.name])
 
     def loss_of(batch: Batch) -> Tensor:
         taps, index = batch
