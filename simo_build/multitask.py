@@ -2,8 +2,9 @@
 
 As the paper trains its multi-task models (arXiv 2504.11268, section 5): every head by itself on the
 features of the base, exactly as an expert's, then encoder and heads together by the unweighted
-mean of the tasks' losses. The best epoch is that of the highest equation 1 on `select`, against
-the heads on the base's features, which are always there, or against the experts.
+mean of the tasks' losses, or as in the released code by their sum. The best epoch is that of the
+highest equation 1 on `select`, against the heads on the base's features, which are always there, or
+against the experts.
 
 A file holds the tensors `encoder.<timm name>` and `<task>.<name>` of every head, and says in its
 metadata what it was trained on, for how many steps.
@@ -249,9 +250,15 @@ class JointTraining:
 
     @cached_property
     def units(self) -> dict[str, float] | None:
-        """What the losses are divided by: nothing, or their experts' on select."""
-        if self.work.recipe.train.joint.loss == "mean":
+        """What the losses are divided by before their mean: nothing, or their experts' on select.
+
+        Their sum is the mean of losses that are divided by one over the number of tasks.
+        """
+        recipe = self.work.recipe
+        if recipe.train.joint.loss == "mean":
             return None
+        if recipe.train.joint.loss == "sum":
+            return dict.fromkeys(recipe.tasks, 1 / len(recipe.tasks))
         losses = workers().from_main(lambda: dict(own_losses(self.bench)))
         return {task: max(loss, TINY) for task, loss in losses.items()}
 

@@ -88,7 +88,8 @@ class TaskTrainPart(Part):
 class JointPart(PhaseChange):
     """How one encoder and all heads are trained together; epochs and rate are else `full`'s."""
 
-    loss: Literal["mean", "experts"] = "mean"  # experts: each divided by its expert's on select
+    # of the tasks' losses; experts: their mean, each divided by its expert's on select
+    loss: Literal["mean", "sum", "experts"] = "mean"
     by: Literal["base", "experts"] = "base"  # whose metrics equation 1 compares epochs with
 
 

@@ -128,6 +128,23 @@ def test_the_loss_is_the_unweighted_mean_of_the_tasks(
     assert depth == pytest.approx(1.3, abs=0.5)  # metres: the head's first metric is 1.31
 
 
+def test_the_loss_can_be_the_sum_of_the_tasks(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean, total = (
+        first_loss(
+            open_training(
+                loaded(place, tmp_path, {"flip": False, "joint": {"loss": loss}}, WITHOUT_EXPERTS),
+                "train",
+                Silent(),
+            ),
+            monkeypatch,
+        )
+        for loss in ("mean", "sum")
+    )
+    assert total == pytest.approx(2 * mean, rel=1e-6)  # two tasks
+
+
 def first_loss(training: multitask.JointTraining, monkeypatch: pytest.MonkeyPatch) -> float:
     seen: list[float] = []
     backward = Tensor.backward
@@ -279,7 +296,7 @@ def test_an_expert_depends_on_its_own_tasks_changes_alone(place: Path, tmp_path:
 
 
 def test_a_file_depends_on_a_loss_that_is_not_the_usual_one(place: Path, tmp_path: Path) -> None:
-    tasks = yaml.safe_load((place / "tiny.yaml").read_text())["tasks"]
+    tasks = yaml.safe_load(write_recipe(place).read_text())["tasks"]
 
     def keys(loss: str | None) -> list[object]:
         own = {"loss": loss} if loss else {}
