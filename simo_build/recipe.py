@@ -21,8 +21,11 @@ from simo_runtime.tasks import TaskSpec, kind_named
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
-# Keys of a task that say what its loss is, which mean something for some kinds only.
-LOSS_KEYS = {"loss": ("normals",), "denominator": ("segmentation", "parts")}
+# Keys of a task that say what its loss is: the kinds that have them, and the usual value.
+LOSS_KEYS = {
+    "loss": (("normals",), "cosine"),
+    "denominator": (("segmentation", "parts"), "valid"),
+}
 
 
 class EncoderPart(Part):
@@ -101,8 +104,8 @@ class TaskPart(Part):
     labels: tuple[str, ...] = ()
     metric: str = ""
     target: Target | None = None
-    loss: Literal["cosine", "l1"] = "cosine"  # of normals; l1 as in the paper's released code
-    denominator: Literal["valid", "all"] = "valid"  # the pixels that cross entropy divides by
+    loss: Literal["cosine", "l1"] | None = None  # of normals; None: cosine
+    denominator: Literal["valid", "all"] | None = None  # pixels in cross entropy's; None: valid
     expert: str | None = None  # a checkpoint; by default the one that simo-train writes
     train: TaskTrainPart = TaskTrainPart()
 
@@ -151,8 +154,8 @@ class TaskPart(Part):
 
     @model_validator(mode="after")
     def _loss_fits_kind(self) -> "TaskPart":
-        for key, kinds in LOSS_KEYS.items():
-            if key in self.model_fields_set and self.kind not in kinds:
+        for key, (kinds, _) in LOSS_KEYS.items():
+            if getattr(self, key) is not None and self.kind not in kinds:
                 told = f"{key} has no meaning for kind {self.kind}; it is of {' and '.join(kinds)}"
                 raise ValueError(f"{told}, leave it out")
         return self
@@ -162,7 +165,8 @@ class TaskPart(Part):
 
         Names of files depend on it: those that were there before these keys must keep theirs.
         """
-        return self.model_dump(include={*LOSS_KEYS}, exclude_defaults=True)
+        given = {key: getattr(self, key) for key in LOSS_KEYS}
+        return {k: v for k, v in given.items() if v not in (None, LOSS_KEYS[k][1])}
 
 
 class Phase(Part):
@@ -183,11 +187,21 @@ class TrainPart(Part):
     flip: bool = True  # mirror half of the images
     scales: Scales = (1.0,)  # enlarge by one, crop
     jitter: JitterPart = JitterPart()
+    augment_select: bool = False  # change the images of `select` so too, once
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
     store: Literal["fp32", "fp16"] = "fp32"  # of the expert's file
     head: Phase = Phase(epochs=10, lr=1e-3)
     full: Phase = Phase(epochs=20, lr=1e-4)
     joint: JointPart = JointPart()
+
+    @model_validator(mode="after")
+    def _changes_select(self) -> "TrainPart":
+        changes = self.flip or set(self.scales) != {1.0} or any(self.jitter.model_dump().values())
+        if self.augment_select and not changes:
+            raise ValueError(
+                "augment_select changes images by flip, scales and jitter; set one of these"
+            )
+        return self
 
 
 class LinesPart(Part):

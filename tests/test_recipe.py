@@ -245,6 +245,10 @@ def test_an_unknown_key_is_named_with_its_path_and_the_closest_one(
         ({"image__mean": [123.7, 116.3, 103.5]}, r"image\.mean: must be on a scale of 0 to 1"),
         ({"image__std": [0.2, 0.2, 0]}, r"image\.std: must be greater than 0"),
         ({"train__joint": {"loss": "median"}}, r"train\.joint\.loss: .*'mean', 'sum' or 'experts'"),
+        (
+            {"train": {"augment_select": True, "flip": False}},
+            "train: augment_select changes images by flip, scales and jitter; set one of these",
+        ),
         ({"train__seed": -1}, r"train\.seed: Input should be greater than or equal to 0"),
         ({"train__head": {"epochs": 1, "lr": 2}}, r"train\.head\.lr: Input should be less than"),
         ({"base": "random(-1)"}, r"base: a random base is random\(seed\)"),
