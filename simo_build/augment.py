@@ -7,22 +7,18 @@ Shapes: B images, H x W pixels.  Images are uint8 (B, H, W, 3) RGB, truths (B, H
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from simo_build.data import Samples
-from simo_build.room import room_for
 from simo_build.sources import UNTARGETED
 from simo_runtime.scales import TOP
 
 GREY = (0.299, 0.587, 0.114)
-CHUNK = 64  # images that are changed at a time
 
 
 class Jitter(Protocol):
@@ -82,37 +78,6 @@ def augmented(
         itself = {task for task in found if kinds[task] in UNTARGETED}
         found |= {task: again(found[task], images) for task in itself}
     return images, found
-
-
-def viewed(
-    samples: Samples,
-    views: int,
-    kinds: Mapping[str, str],
-    how: Augmentation,
-    generator: torch.Generator,
-) -> Samples:
-    """Add views of every image, changed at random, its truths with it: view after view of all.
-
-    The first view is the image itself, so that `views: 1` changes nothing.
-    """
-    count = len(samples)
-
-    def grown(maps: NDArray[Any]) -> NDArray[Any]:
-        whole = room_for((views * count, *maps.shape[1:]), maps.dtype)
-        whole[:count] = maps
-        return whole
-
-    truths = {task: grown(truth) for task, truth in samples.truths.items()}
-    found = Samples(grown(samples.images), truths, views * samples.names)
-    for start in range(count, views * count, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, views * count))
-        images = torch.from_numpy(samples.images[rows % count])
-        batch = {t: torch.from_numpy(m[rows % count]) for t, m in samples.truths.items()}
-        images, batch = augmented(images, batch, kinds, how, generator)
-        found.images[rows] = images.numpy()
-        for task, changed in batch.items():
-            found.truths[task][rows] = changed.numpy()
-    return found
 
 
 def flipped(

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from simo_build.ahead import ahead
+from simo_build.augment import Augmentation, augmented
 from simo_build.formats import FORMATS, Dataset, Format
 from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe
@@ -22,6 +24,7 @@ from simo_runtime.errors import DataError, ImageError, RecipeError, listing, unk
 from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
+CHUNK = 64  # images that are changed at a time
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,45 @@ def joined_to(samples: Samples, others: Samples, kinds: Mapping[str, str]) -> Sa
     return Samples(images, truths, samples.names + others.names)
 
 
+def viewed(
+    samples: Samples,
+    views: int,
+    kinds: Mapping[str, str],
+    how: Augmentation,
+    generator: torch.Generator,
+) -> Samples:
+    """Add views of every image, changed at random, its truths with it: view after view of all.
+
+    The first view is the image itself, so that `views: 1` changes nothing.
+    """
+    count = len(samples)
+
+    def grown(maps: Array) -> Array:
+        whole = room_for((views * count, *maps.shape[1:]), maps.dtype)
+        whole[:count] = maps
+        return whole
+
+    grown_truths = {task: grown(truth) for task, truth in samples.truths.items()}
+    found = Samples(grown(samples.images), grown_truths, views * samples.names)
+    for start in range(count, views * count, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, views * count))
+        images = torch.from_numpy(samples.images[rows % count])
+        truths = {t: torch.from_numpy(m[rows % count]) for t, m in samples.truths.items()}
+        images, truths = augmented(images, truths, kinds, how, generator)
+        found.images[rows] = images.numpy()
+        for task, truth in truths.items():
+            found.truths[task][rows] = truth.numpy()
+    return found
+
+
+def changed(
+    samples: Samples, kinds: Mapping[str, str], how: Augmentation, generator: torch.Generator
+) -> Samples:
+    """Give every image changed at random, its truths with it, in its own place."""
+    count, both = len(samples), viewed(samples, 2, kinds, how, generator)
+    return Samples(both.images[count:], {t: maps[count:] for t, maps in both.truths.items()})
+
+
 def open_dataset(loaded: LoadedRecipe) -> Dataset:
     """Open the data set of a recipe, if its format stores what the tasks need."""
     data = loaded.recipe.data
@@ -109,9 +151,13 @@ def fingerprint(loaded: LoadedRecipe, tasks: Sequence[str]) -> str:
     """Hash what the images of a recipe and the truths of some tasks depend on."""
     targets = [loaded.recipe.tasks[task].target for task in tasks]
     found = open_dataset(loaded).fingerprint({one.folder for one in targets if one is not None})
+    further: dict[str, Any] = {}
     if loaded.recipe.data is not None and loaded.recipe.data.skip_unreadable:
-        return digest({"data": found, "skip_unreadable": True})
-    return found
+        further["skip_unreadable"] = True
+    if loaded.recipe.train.augment_select:
+        keys = {"augment_select", "seed", "flip", "scales", "jitter"}
+        further["select"] = loaded.recipe.train.model_dump(mode="json", include=keys)
+    return digest({"data": found, **further}) if further else found
 
 
 def check_task(where: str, part: TaskPart, name: str, form: Format) -> None:
@@ -133,7 +179,10 @@ def check_task(where: str, part: TaskPart, name: str, form: Format) -> None:
 def load_split(
     loaded: LoadedRecipe, split: str, *, tasks: Sequence[str], progress: Progress
 ) -> Samples:
-    """Read a split by its role (`train`, `realign`, `select`, `test`), truths of `tasks` only."""
+    """Read a split by its role (`train`, `realign`, `select`, `test`), truths of `tasks` only.
+
+    With `train.augment_select` the images of `select` are changed, the same way at every reading.
+    """
     recipe, dataset = loaded.recipe, open_dataset(loaded)
     assert recipe.data is not None  # open_dataset has seen to it
     name, skips = getattr(recipe.data, split), recipe.data.skip_unreadable
@@ -157,7 +206,11 @@ def load_split(
     where = f"{dataset.root}: the split {name!r}"
     for line in filling.told(where):
         progress.say(line)
-    return filling.samples(where)
+    found, train = filling.samples(where), recipe.train
+    if split == "select" and train.augment_select:
+        kinds = {task: part.kind for task, part in parts.items()}
+        return changed(found, kinds, train, torch.Generator().manual_seed(train.seed + 3))
+    return found
 
 
 def check_split(

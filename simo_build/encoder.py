@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from simo_build.adapters import VARIANTS, AnyAdapter, found_in
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.statedict import StateDict, misfits
 from simo_export.geometry import Geometry
@@ -32,33 +33,10 @@ REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE
 
 
-class Adapter(nn.Module):
-    """B A x, a linear map of low rank beside a block f, which so becomes f(x) + B A x.
-
-    The paper's re-alignment of representations. No block can take it in: f is not linear.
-    """
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        change_BSD: Tensor = self.up(self.down(x_BSD))
-        return change_BSD
-
-    @torch.no_grad()
-    def begin(self, generator: torch.Generator) -> None:
-        """Start by changing nothing: A is random, B is zero."""
-        drawn_RD = torch.rand(self.down.weight.shape, generator=generator)
-        self.down.weight.copy_((2 * drawn_RD - 1) / self.down.in_features**0.5)
-        self.up.weight.zero_()
-
-
 def _beside(block: nn.Module, given: tuple[Tensor, ...], out_BSD: Tensor) -> Tensor:
-    """Add what the adapter of a block makes of its input."""
-    change_BSD: Tensor = cast("Adapter", block.adapter)(given[0])
-    return out_BSD + change_BSD
+    """Let the adapter of a block change its output."""
+    changed_BSD: Tensor = cast("AnyAdapter", block.adapter)(given[0], out_BSD)
+    return changed_BSD
 
 
 class Encoder(nn.Module):
@@ -119,8 +97,7 @@ class Encoder(nn.Module):
 
         Only if the caller says so may they bring adapters beside the blocks.
         """
-        down_RD = state.get("blocks.0.adapter.down.weight") if adapters else None
-        self.adapt(None if down_RD is None else len(down_RD))
+        self.adapt(found_in(state) if adapters else None)
         faults = list(misfits(state, self.vit.state_dict()))
         if faults:
             raise CheckpointError(
@@ -129,16 +106,20 @@ class Encoder(nn.Module):
             )
         self.vit.load_state_dict(dict(state))
 
-    def adapt(self, rank: int | None) -> None:
-        """Put an adapter beside every block, or take all away; the numbers in one are not set."""
+    def adapt(self, form: tuple[str, int] | None) -> None:
+        """Put an adapter of a variant and a rank beside every block, or take all away.
+
+        The numbers in one are not set.
+        """
         while self._adapting:
             self._adapting.pop().remove()
         for block in self.vit.blocks:
             if hasattr(block, "adapter"):
                 del block.adapter
-            if rank is not None:
+            if form is not None:
+                variant, rank = form
                 like = next(block.parameters())
-                block.adapter = Adapter(self.width, rank).to(like.device, like.dtype)
+                block.adapter = VARIANTS[variant](self.width, rank).to(like.device, like.dtype)
                 self._adapting.append(block.register_forward_hook(_beside))
 
 

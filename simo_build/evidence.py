@@ -11,7 +11,7 @@ from typing import Any
 
 from simo_build.data import Samples
 from simo_build.fisher import Likelihoods, gather_fisher, of_predictions, of_truths
-from simo_build.losses import TORCH_KINDS, TorchKind
+from simo_build.losses import TorchKind, torch_kind
 from simo_build.merge import Evidence
 from simo_build.moments import Statistics, gather_grams, gather_statistics
 from simo_build.stages import Result
@@ -45,7 +45,7 @@ def fisher_labels(work: Workshop, task: str, samples: Samples) -> StateDict:
 
 
 def _kind(work: Workshop, task: str) -> TorchKind:
-    return TORCH_KINDS[work.recipe.tasks[task].kind]
+    return torch_kind(work.recipe.tasks[task])
 
 
 def _fisher(work: Workshop, task: str, samples: Samples, likelihoods: Likelihoods) -> StateDict:

@@ -4,6 +4,7 @@ Shapes: B images, S tokens, D width, K channels, H x W pixels.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from simo_build.workers import workers
 class Joint(nn.Module):
     """An encoder and heads by task: pixels uint8 (B, H, W, 3) -> taps (B, S, D), raw (B, K, H, W).
 
-    With `bf16` the encoder computes in that precision, the heads never do.
+    With `bf16` the encoder computes in that precision, the heads never do. A head that is not
+    trained as a whole stays in evaluation, so that its BatchNorm is the expert's.
     """
 
     def __init__(self, encoder: Encoder, heads: Mapping[str, Head], *, bf16: bool) -> None:
@@ -43,6 +45,12 @@ class Joint(nn.Module):
         """Give the encoder's taps."""
         taps: list[Tensor] = self.encoder(pixels_BHW3)
         return taps
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for head in self.heads:
+            head.train(mode and all(one.requires_grad for one in head.parameters()))
+        return self
 
     def settled(self) -> Encoder:
         """Give the encoder with the weights that the training has come to."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simo_build.recipe import TaskPart
 from simo_build.sampling import OF_CLASSES, OF_VALUES, OF_VECTORS, Sampling
 from simo_build.teaching import CLASSES, VALUES, VECTORS, Teaching
 from simo_runtime.metrics import IGNORE
@@ -41,12 +42,20 @@ class TorchKind:
 
 
 def cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
-    """Cross entropy over the pixels that have a label; 0 if none has.
+    """Mean cross entropy over the pixels that have a label; 0 if none has."""
+    return _total_cross_entropy(raw_BKHW, truth_BHW) / (truth_BHW != IGNORE).sum().clamp(min=1)
 
-    The paper's released code also counts pixels without one in the denominator.
+
+def cross_entropy_of_all(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
+    """Mean cross entropy over all pixels, those without a label counted as 0.
+
+    The paper's released code divides so: the fewer pixels have a label, the less each counts.
     """
-    total = F.cross_entropy(raw_BKHW, truth_BHW.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (truth_BHW != IGNORE).sum().clamp(min=1)
+    return _total_cross_entropy(raw_BKHW, truth_BHW) / truth_BHW.numel()
+
+
+def _total_cross_entropy(raw_BKHW: Tensor, truth_BHW: Tensor) -> Tensor:
+    return F.cross_entropy(raw_BKHW, truth_BHW.long(), ignore_index=IGNORE, reduction="sum")
 
 
 def absolute_error(raw_B1HW: Tensor, truth_BHW: Tensor) -> Tensor:
@@ -78,6 +87,18 @@ def one_minus_cosine(raw_B3HW: Tensor, truth_BHW3: Tensor) -> Tensor:
     valid_BHW = (truth_B3HW != 0).any(dim=1)
     cosine_BHW = (F.normalize(raw_B3HW, dim=1, eps=EPSILON) * truth_B3HW).sum(dim=1)
     return ((1.0 - cosine_BHW) * valid_BHW).sum() / valid_BHW.sum().clamp(min=1)
+
+
+def component_error(raw_B3HW: Tensor, truth_BHW3: Tensor) -> Tensor:
+    """Mean absolute error of the components over valid pixels: the released code's of normals.
+
+    It is 0 if no pixel is valid. The prediction is taken as it is, so that its length is learnt
+    too; directions alone, as the output and the metric have them, come after.
+    """
+    truth_B3HW = truth_BHW3.permute(0, 3, 1, 2).float()
+    valid_BHW = (truth_B3HW != 0).any(dim=1)
+    error_BHW = (raw_B3HW - truth_B3HW).abs().mean(dim=1) * valid_BHW
+    return error_BHW.sum() / valid_BHW.sum().clamp(min=1)
 
 
 def most_likely(raw_BKHW: Tensor) -> Tensor:
@@ -128,6 +149,16 @@ TORCH_KINDS = {
     "keypoints": STRENGTH_MAP,
     "autoencoding": replace(STRENGTH_MAP, finish=as_it_is),
 }
+
+
+def torch_kind(part: TaskPart) -> TorchKind:
+    """Give the torch half of a task's kind, with the loss that the recipe says."""
+    kind = TORCH_KINDS[part.kind]
+    if part.loss == "l1":
+        return replace(kind, loss=component_error)
+    if part.denominator == "all":
+        return replace(kind, loss=cross_entropy_of_all)
+    return kind
 
 
 def as_measured(finished: Tensor) -> NDArray[Any]:

@@ -2,8 +2,9 @@
 
 As the paper trains its multi-task models (arXiv 2504.11268, section 5): every head by itself on the
 features of the base, exactly as an expert's, then encoder and heads together by the unweighted
-mean of the tasks' losses. The best epoch is that of the highest equation 1 on `select`, against
-the heads on the base's features, which are always there, or against the experts.
+mean of the tasks' losses, or as in the released code by their sum. The best epoch is that of the
+highest equation 1 on `select`, against the heads on the base's features, which are always there, or
+against the experts.
 
 A file holds the tensors `encoder.<timm name>` and `<task>.<name>` of every head, and says in its
 metadata what it was trained on, for how many steps.
@@ -192,6 +193,7 @@ class JointTraining:
             "targets": {
                 task: one.model_dump(mode="json")["target"] for task, one in recipe.tasks.items()
             },
+            **recipe.own_losses(),
             "splits": [getattr(data, self.role), data.select],
             "data": fingerprint(self.work.loaded, list(recipe.tasks)),
         }
@@ -224,6 +226,7 @@ class JointTraining:
             outcomes[task] = train_head(
                 heads[task],
                 spec,
+                work.recipe.tasks[task],
                 features=features,
                 samples=self.samples,
                 train=work.recipe.training(task),
@@ -251,9 +254,15 @@ class JointTraining:
 
     @cached_property
     def units(self) -> dict[str, float] | None:
-        """What the losses are divided by: nothing, or their experts' on select."""
-        if self.work.recipe.train.joint.loss == "mean":
+        """What the losses are divided by before their mean: nothing, or their experts' on select.
+
+        Their sum is the mean of losses that are divided by one over the number of tasks.
+        """
+        recipe = self.work.recipe
+        if recipe.train.joint.loss == "mean":
             return None
+        if recipe.train.joint.loss == "sum":
+            return dict.fromkeys(recipe.tasks, 1 / len(recipe.tasks))
         losses = workers().from_main(lambda: dict(own_losses(self.bench)))
         return {task: max(loss, TINY) for task, loss in losses.items()}
 
@@ -278,6 +287,7 @@ class JointTraining:
         outcome = train_all(
             joint,
             specs,
+            work.recipe.tasks,
             samples=self.samples,
             train=work.recipe.train,
             phase=phase,

@@ -16,9 +16,9 @@ from simo_build.features import compute_features, take
 from simo_build.fit import Outcome, fit
 from simo_build.heads import Head
 from simo_build.joint import Joint
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import torch_kind
 from simo_build.progress import Progress, Silent
-from simo_build.recipe import Phase, TrainPart
+from simo_build.recipe import Phase, TaskPart, TrainPart
 from simo_build.saved import Saved
 from simo_build.scalars import Scalars
 from simo_runtime.metrics import metric_named, normalised_performance
@@ -56,6 +56,7 @@ def equation_1(baseline: Measured, specs: Mapping[str, TaskSpec]) -> Score:
 def train_head(
     head: Head,
     spec: TaskSpec,
+    part: TaskPart,
     *,
     features: Callable[[str], Sequence[Tensor]],
     samples: Mapping[str, Samples],
@@ -70,7 +71,7 @@ def train_head(
     `features` gives those of a split, one (n, S, D) a tap; it is not asked if the phase is done
     and kept in `saved`. `watch` is told the metric where training begins and after every epoch.
     """
-    kind, where = TORCH_KINDS[spec.kind], next(head.parameters()).device
+    kind, where = torch_kind(part), next(head.parameters()).device
     truth = torch.from_numpy(samples["train"].truths[spec.name])
 
     def loss_of(index: Tensor) -> Tensor:
@@ -102,6 +103,7 @@ def train_head(
 def train_all(
     joint: Joint,
     specs: Mapping[str, TaskSpec],
+    parts: Mapping[str, TaskPart],
     *,
     samples: Mapping[str, Samples],
     train: TrainPart,
@@ -122,6 +124,7 @@ def train_all(
     images = torch.from_numpy(samples["train"].images)
     truths = {task: torch.from_numpy(samples["train"].truths[task]) for task in specs}
     kinds = {task: spec.kind for task, spec in specs.items()}
+    loss = {task: torch_kind(parts[task]).loss for task in specs}
     where = joint.encoder.mean.device
     chance = torch.Generator().manual_seed(train.seed + 1)
 
@@ -130,8 +133,8 @@ def train_all(
         pixels, found = augmented(images[index], batch, kinds, train, chance)
         _, raws = joint(pixels.to(where))
         losses = [
-            TORCH_KINDS[kind].loss(raws[task], found[task].to(where)) / (units or {}).get(task, 1.0)
-            for task, kind in kinds.items()
+            loss[task](raws[task], found[task].to(where)) / (units or {}).get(task, 1.0)
+            for task in specs
         ]
         return torch.stack(losses).mean()
 

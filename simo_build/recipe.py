@@ -21,6 +21,11 @@ from simo_runtime.tasks import TaskSpec, kind_named
 RANDOM = re.compile(r"random\(([0-9]{1,9})\)")
 # Names of files and of graph inputs and outputs, and words with another meaning.
 RESERVED = re.compile(r"encoder|manifest|joint|all|image|raw|tap[0-9]+")
+# Keys of a task that say what its loss is: the kinds that have them, and the usual value.
+LOSS_KEYS = {
+    "loss": (("normals",), "cosine"),
+    "denominator": (("segmentation", "parts"), "valid"),
+}
 
 
 class EncoderPart(Part):
@@ -86,7 +91,8 @@ class TaskTrainPart(Part):
 class JointPart(PhaseChange):
     """How one encoder and all heads are trained together; epochs and rate are else `full`'s."""
 
-    loss: Literal["mean", "experts"] = "mean"  # experts: each divided by its expert's on select
+    # of the tasks' losses; experts: their mean, each divided by its expert's on select
+    loss: Literal["mean", "sum", "experts"] = "mean"
     by: Literal["base", "experts"] = "base"  # whose metrics equation 1 compares epochs with
 
 
@@ -98,6 +104,8 @@ class TaskPart(Part):
     labels: tuple[str, ...] = ()
     metric: str = ""
     target: Target | None = None
+    loss: Literal["cosine", "l1"] | None = None  # of normals; None: cosine
+    denominator: Literal["valid", "all"] | None = None  # pixels in cross entropy's; None: valid
     expert: str | None = None  # a checkpoint; by default the one that simo-train writes
     train: TaskTrainPart = TaskTrainPart()
 
@@ -144,6 +152,22 @@ class TaskPart(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _loss_fits_kind(self) -> "TaskPart":
+        for key, (kinds, _) in LOSS_KEYS.items():
+            if getattr(self, key) is not None and self.kind not in kinds:
+                told = f"{key} has no meaning for kind {self.kind}; it is of {' and '.join(kinds)}"
+                raise ValueError(f"{told}, leave it out")
+        return self
+
+    def own_loss(self) -> dict[str, str]:
+        """Give how the loss differs from the kind's usual one, if it does.
+
+        Names of files depend on it: those that were there before these keys must keep theirs.
+        """
+        given = {key: getattr(self, key) for key in LOSS_KEYS}
+        return {k: v for k, v in given.items() if v not in (None, LOSS_KEYS[k][1])}
+
 
 class Phase(Part):
     """How long and how fast something is trained: AdamW with one cycle of the learning rate."""
@@ -163,11 +187,21 @@ class TrainPart(Part):
     flip: bool = True  # mirror half of the images
     scales: Scales = (1.0,)  # enlarge by one, crop
     jitter: JitterPart = JitterPart()
+    augment_select: bool = False  # change the images of `select` so too, once
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's forward pass
     store: Literal["fp32", "fp16"] = "fp32"  # of the expert's file
     head: Phase = Phase(epochs=10, lr=1e-3)
     full: Phase = Phase(epochs=20, lr=1e-4)
     joint: JointPart = JointPart()
+
+    @model_validator(mode="after")
+    def _changes_select(self) -> "TrainPart":
+        changes = self.flip or set(self.scales) != {1.0} or any(self.jitter.model_dump().values())
+        if self.augment_select and not changes:
+            raise ValueError(
+                "augment_select changes images by flip, scales and jitter; set one of these"
+            )
+        return self
 
 
 class LinesPart(Part):
@@ -317,6 +351,11 @@ class Recipe(Part):
         own = self.tasks[task].train
         phases = {"head": own.head.of(self.train.head), "full": own.full.of(self.train.full)}
         return self.train.model_copy(update={**phases, "joint": JointPart()})
+
+    def own_losses(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Give, for hashes, which tasks' losses are not their kinds' usual ones, if any is."""
+        found = {task: own for task, part in self.tasks.items() if (own := part.own_loss())}
+        return {"losses": found} if found else {}
 
     def specs(self) -> dict[str, TaskSpec]:
         """Give the tasks as the runtime knows them."""

@@ -184,6 +184,7 @@ class ExpertSearched:
         outcome = train_head(
             head,
             self._spec,
+            self.work.recipe.tasks[self.name],
             features=self._features.__getitem__,
             samples=self._samples,
             train=train.model_copy(update={"head": PhaseChange(lr=lr).of(train.head)}),
@@ -203,6 +204,7 @@ class ExpertSearched:
         outcome = train_all(
             joint,
             {task: self._spec},
+            work.recipe.tasks,
             samples=self._samples,
             train=train,
             phase=PhaseChange(lr=lr).of(train.full),

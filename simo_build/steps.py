@@ -119,9 +119,11 @@ class LoraStep(JointStep):
 
 
 class RepresentationStep(JointStep):
-    """Train a linear map of low rank beside every block, f(x) + B A x, and all heads (paper)."""
+    """Train a map of low rank beside every block, and all heads."""
 
     step: Literal["representation"]
+    variant: Literal["paper", "released"] = "paper"  # f(x) + B A x, or y - U ReLU(D y) of y = f(x)
+    heads: Literal["all", "none"] = "all"  # none: the maps alone are trained
     rank: Positive = 16
     lr: Rate = 1e-3
     weight_decay: Weight = 0.0

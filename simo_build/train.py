@@ -51,6 +51,7 @@ def expert_key(loaded: LoadedRecipe, task: str, base_hash: str) -> str:
             **description(recipe, task, base_hash),
             "train": recipe.training(task).model_dump(mode="json", exclude_defaults=True),
             "target": recipe.tasks[task].model_dump(mode="json")["target"],
+            **({"loss": own} if (own := recipe.tasks[task].own_loss()) else {}),
             "splits": [recipe.data.train, recipe.data.select],
             "data": fingerprint(loaded, [task]),
         }
@@ -155,6 +156,7 @@ def _train_head(work: Training) -> Outcome:
         outcome = train_head(
             head,
             spec,
+            work.loaded.recipe.tasks[spec.name],
             features=features,
             samples=work.samples,
             train=work.loaded.recipe.training(spec.name),
@@ -176,6 +178,7 @@ def _train_all(work: Training) -> Outcome:
     return train_all(
         work.joint,
         {spec.name: spec},
+        work.loaded.recipe.tasks,
         samples=work.samples,
         train=train,
         phase=train.full,

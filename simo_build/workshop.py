@@ -168,6 +168,7 @@ class Workshop:
             found["splits"] = {"realign": data.realign, "select": data.select}
             tasks = self.recipe.model_dump(mode="json")["tasks"]
             found["targets"] = {task: part["target"] for task, part in tasks.items()}
+            found |= self.recipe.own_losses()
         return found
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from simo_build.augment import augmented, flipped, nearest, recoloured, viewed, window_of
-from simo_build.data import Samples
+from simo_build.augment import augmented, flipped, nearest, recoloured, window_of
+from simo_build.data import Samples, viewed
 from simo_build.recipe import JitterPart, TrainPart
 from simo_runtime.scales import log_depth
 from simo_runtime.tasks import KINDS

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simo_build.data import Samples, load_split, open_dataset
+from simo_build.data import Samples, fingerprint, load_split, open_dataset
 from simo_build.formats.folder import DECODERS, FolderDataset
 from simo_build.loading import LoadedRecipe
 from simo_build.progress import Silent
-from simo_build.recipe import Recipe, TaskPart
+from simo_build.recipe import Recipe, TaskPart, TrainPart
 from simo_build.sample import fit_truth
 from simo_build.sources import UNTARGETED, Target
 from simo_runtime.errors import DataError, UnknownNameError
@@ -78,6 +79,12 @@ def loaded(
     return LoadedRecipe(
         recipe=recipe, text="", folder=root, shown="r.yaml", data=None, experts=root
     )
+
+
+def trained(recipe: LoadedRecipe, **keys: Any) -> LoadedRecipe:
+    """Give the recipe with other keys of `train`."""
+    train = TrainPart.model_validate(keys)
+    return replace(recipe, recipe=recipe.recipe.model_copy(update={"train": train}))
 
 
 def load(root: Path, split: str = "train", **given: Any) -> Samples:
@@ -352,3 +359,38 @@ def test_a_table_that_is_not_of_classes_is_refused(root: Path, values: list[obje
     (root / "meta.json").write_text(json.dumps({**META, "to3": values}))
     with pytest.raises(DataError, match=r"meta\.json: to3 must be at most 256 classes, each 0 to"):
         FolderDataset(root).table("to3")
+
+
+# Images of `select` that are changed
+
+
+def test_images_of_select_are_changed_with_their_truths_the_same_way_every_time(
+    root: Path,
+) -> None:
+    recipe = loaded(root)
+    of = {"scales": [2.0], "flip": False, "augment_select": True}  # every image is another then
+
+    def read(split: str, tasks: list[str], **keys: Any) -> Samples:
+        return load_split(trained(recipe, **keys), split, tasks=tasks, progress=Silent())
+
+    plain, found = read("select", ["depth"]), read("select", ["depth"], **of)
+    assert not np.array_equal(found.images, plain.images)
+    # a part of 2 x 3 pixels fills the image, twice as near: every value of it four times
+    shown = found.truths["depth"][0, ::2, ::2]
+    assert np.array_equal(found.truths["depth"][0], shown.repeat(2, axis=0).repeat(2, axis=1))
+    assert np.isin(2 * shown, plain.truths["depth"][0]).all()
+    for tasks in ([], ["seg", "normals"]):
+        assert np.array_equal(read("select", tasks, **of).images, found.images)
+    assert not np.array_equal(read("select", [], **of, seed=1).images, found.images)
+    assert np.array_equal(read("train", [], **of).images, read("train", []).images)
+
+
+def test_data_counts_as_another_if_its_images_of_select_are_changed(root: Path) -> None:
+    recipe, tasks = loaded(root), ["depth"]
+    usual = fingerprint(recipe, tasks)
+    assert fingerprint(trained(recipe, scales=[2.0]), tasks) == usual
+    found = {
+        fingerprint(trained(recipe, augment_select=True, **keys), tasks)
+        for keys in ({}, {"scales": [2.0]}, {"seed": 1}, {"jitter": {"hue": 0.1}}, {"clip": 1})
+    }
+    assert len(found - {usual}) == 4  # `clip` changes no image

@@ -12,10 +12,14 @@ from simo_build.losses import (
     TorchKind,
     absolute_error,
     as_measured,
+    component_error,
     cross_entropy,
+    cross_entropy_of_all,
     known_error,
     one_minus_cosine,
+    torch_kind,
 )
+from simo_build.recipe import TaskPart
 from simo_runtime.metrics import IGNORE
 from simo_runtime.tasks import KINDS
 
@@ -64,6 +68,41 @@ def test_cross_entropy_by_hand() -> None:
     raw = torch.zeros(1, 2, 1, 3)
     truth = torch.tensor([[[0, 1, IGNORE]]], dtype=torch.uint8)
     assert cross_entropy(raw, truth).item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_cross_entropy_of_all_by_hand() -> None:
+    # the same two pixels, but three divide; it is 0 where no pixel counts
+    raw = torch.zeros(1, 2, 1, 3)
+    truth = torch.tensor([[[0, 1, IGNORE]]], dtype=torch.uint8)
+    assert cross_entropy_of_all(raw, truth).item() == pytest.approx(2 * math.log(2) / 3, rel=1e-6)
+    assert cross_entropy_of_all(raw, torch.full_like(truth, IGNORE)).item() == 0.0
+    known = torch.tensor([[[0, 1, 1]]], dtype=torch.uint8)
+    assert torch.equal(cross_entropy_of_all(raw, known), cross_entropy(raw, known))
+
+
+def test_component_error_by_hand() -> None:
+    # pixel 1: (1 + 0 + 2) / 3 = 1, whose length counts; pixel 2: (0 + 0 + 0.5) / 3; 3 is invalid
+    raw = torch.tensor([[1.0, 0, 3], [0, 0, 0.5], [9, 9, 9]]).T.reshape(1, 3, 1, 3)
+    truth = torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 0]]).reshape(1, 1, 3, 3).half()
+    assert component_error(raw, truth).item() == pytest.approx((1 + 0.5 / 3) / 2, rel=1e-6)
+    assert component_error(raw, torch.zeros_like(truth)).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "loss"),
+    [
+        ({"kind": "normals"}, one_minus_cosine),
+        ({"kind": "normals", "loss": "cosine"}, one_minus_cosine),
+        ({"kind": "normals", "loss": "l1"}, component_error),
+        ({"kind": "segmentation", "labels": ["a", "b"]}, cross_entropy),
+        ({"kind": "parts", "labels": ["a", "b"], "denominator": "all"}, cross_entropy_of_all),
+        ({"kind": "depth"}, absolute_error),
+    ],
+)
+def test_a_task_says_its_loss(keys: dict[str, object], loss: object) -> None:
+    part = TaskPart.model_validate(keys)
+    assert torch_kind(part).loss is loss
+    assert torch_kind(part).finish is TORCH_KINDS[part.kind].finish
 
 
 def test_cross_entropy_does_not_see_ignored_pixels() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from simo_build import data, multitask
 from simo_build.checkpoints import read_tensors
 from simo_build.cli import train_command
+from simo_build.hashing import digest
 from simo_build.loading import LoadedRecipe, load_recipe
 from simo_build.multitask import open_training, read_multitask, train_multitask
 from simo_build.progress import Silent
@@ -125,6 +126,23 @@ def test_the_loss_is_the_unweighted_mean_of_the_tasks(
     depth = 2 * mean - normals
     assert normals == pytest.approx(1.0, abs=0.3)  # 1 - cosine of directions that know nothing
     assert depth == pytest.approx(1.3, abs=0.5)  # metres: the head's first metric is 1.31
+
+
+def test_the_loss_can_be_the_sum_of_the_tasks(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean, total = (
+        first_loss(
+            open_training(
+                loaded(place, tmp_path, {"flip": False, "joint": {"loss": loss}}, WITHOUT_EXPERTS),
+                "train",
+                Silent(),
+            ),
+            monkeypatch,
+        )
+        for loss in ("mean", "sum")
+    )
+    assert total == pytest.approx(2 * mean, rel=1e-6)  # two tasks
 
 
 def first_loss(training: multitask.JointTraining, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -275,6 +293,37 @@ def test_an_expert_depends_on_its_own_tasks_changes_alone(place: Path, tmp_path:
     assert expert_key(changed, "normals", "0") == expert_key(plain, "normals", "0")
     same = loaded(place, tmp_path, {"full": {"epochs": 2, "lr": 3e-5}})
     assert expert_key(changed, "depth", "0") == expert_key(same, "depth", "0")
+
+
+def test_a_file_depends_on_a_loss_that_is_not_the_usual_one(place: Path, tmp_path: Path) -> None:
+    tasks = yaml.safe_load(write_recipe(place).read_text())["tasks"]
+
+    def keys(loss: str | None) -> list[object]:
+        own = {"loss": loss} if loss else {}
+        told = loaded(place, tmp_path, {}, {**tasks, "normals": {**tasks["normals"], **own}})
+        training = open_training(told, "train", Silent())
+        experts = [expert_key(told, task, "0") for task in TASKS]
+        return [*experts, training.key(training.phase), digest(training.work.inputs())]
+
+    usual, same, other = keys(None), keys("cosine"), keys("l1")
+    assert usual == same
+    assert usual[0] == other[0]  # of depth
+    assert not set(usual[1:]) & set(other[1:])
+
+
+def test_every_training_has_the_loss_of_its_task(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # with the cosine the first loss of both tasks is another one
+    tasks = {**WITHOUT_EXPERTS, "normals": {**WITHOUT_EXPERTS["normals"], "loss": "l1"}}
+    found = [
+        first_loss(
+            open_training(loaded(place, tmp_path, {"flip": False}, one), "train", Silent()),
+            monkeypatch,
+        )
+        for one in (WITHOUT_EXPERTS, tasks)
+    ]
+    assert found[0] != pytest.approx(found[1], rel=0.05)
 
 
 def test_float16_is_stored_when_the_recipe_says_so(trained: Callable[..., Path]) -> None:

@@ -98,6 +98,10 @@ def test_stages_of_an_earlier_build_are_kept(place: Path) -> None:
             "distill: the encoder and 2 heads, 6 steps in 2 epochs on 6 images of realign and "
             "their mirror images, without labels; the best epoch by 3 images of select, without",
         ),
+        (
+            [{"step": "representation", "heads": "none", "batch": 4, "epochs": 1}],
+            "representation: the encoder, 3 steps in 1 epoch on 6 images of realign",
+        ),
     ],
 )
 def test_a_step_says_what_it_learns_from(place: Path, realign: Any, told: str) -> None:

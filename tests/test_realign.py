@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from simo_build import data, report, workshop
+from simo_build import data, losses, report, workshop
 from simo_build.build import realign
 from simo_build.costs import of_realign
 from simo_build.data import Samples, joined_to
 from simo_build.loading import LoadedRecipe, load_recipe
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import TORCH_KINDS, component_error
 from simo_build.merging import merge
 from simo_build.progress import Progress, Silent
 from simo_build.realign import STEPS, bench, joint, shared_encoder, teachers
@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "calibrate": {"step": "calibrate", "images": 4, "choose": {"rho": [0.5, 2]}},
     "tint": {"step": "tint", **QUICK, "lr": 3e-2},
 }
+RELEASED = {**ALONE["representation"], "variant": "released"}
 JOINT = [name for name in ALONE if name != "head"]
 
 
@@ -372,6 +373,35 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"realign": [{"step": "head", "epochs": 1}]},
+        {"realign": [{"step": "distill", "epochs": 1, "labels": True, "outputs": 0}]},
+        {"realign": [], "merge": {"method": "supermerge", "params": {"epochs": 1}, "images": 4}},
+        {"realign": [], "merge": {"method": "fisher_labelled", "images": 4}},
+    ],
+    ids=["head", "distill", "supermerge", "fisher_labelled"],
+)
+def test_labels_teach_by_the_loss_that_the_task_says(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spied(raw: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        seen.append(truth)
+        return component_error(raw, truth)
+
+    monkeypatch.setattr(losses, "component_error", spied)
+    normals = {"kind": "normals", "loss": "l1", "target": {"folder": "normals"}}
+    tasks = {"normals": {**normals, "expert": "normals.safetensors"}}
+    changed = {"merge": {"params": {"alpha": 0.5}}, **changes}
+    work = opened(write_recipe(place, tasks, **changed))
+    work.stages = workshop.Stages(tmp_path, work.stages.progress)
+    realign(work, merge(work))
+    assert seen
+
+
+@pytest.mark.parametrize(
     ("step", "told"),
     [
         ({"step": "distil"}, r"realign\.0\.step: there is no step 'distil'; did you mean 'dist"),
@@ -399,6 +429,9 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
         ),
         ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),
         ({"step": "lora", "layers": []}, r"realign\.0\.layers"),
+        ({"step": "representation", "variant": "code"}, r"realign\.0\.variant: .*'paper' or 'rel"),
+        ({"step": "representation", "heads": "last"}, r"realign\.0\.heads: .*'all' or 'none'"),
+        ({"step": "distill", "variant": "paper"}, r"realign\.0\.variant: unknown key"),
         ({"step": "lora", "rank": 0}, r"realign\.0\.rank: Input should be greater than 0"),
         ({"step": "calibrate", "lambda": 1}, r"realign\.0\.lambda: unknown key"),
         ({"step": "calibrate", "alpa": 1}, r"realign\.0\.alpa: unknown key; .* 'alpha'\?"),
@@ -428,11 +461,15 @@ def test_a_step_that_cannot_be_is_refused(tmp_path: Path, step: object, told: st
         load_recipe(str(write_recipe(tmp_path, realign=[step])))
 
 
-@pytest.mark.parametrize("name", ["distill", "representation"])
+@pytest.mark.parametrize(
+    "form",
+    [ALONE["distill"], ALONE["representation"], RELEASED],
+    ids=["distill", "representation", "released"],
+)
 def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
-    place: Path, tmp_path: Path, name: str
+    place: Path, tmp_path: Path, form: dict[str, Any]
 ) -> None:
-    step = {**ALONE[name], "lr": 1e-2, "features": 1}
+    step = {**form, "lr": 1e-2, "features": 1}
     loaded = load_recipe(str(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=[step])))
     found = report.study(loaded, tmp_path / "bundle", "select", progress=Silent())
     rows = {row["row"]: row["metrics"] for row in found["rows"]}
@@ -442,6 +479,26 @@ def test_the_bundle_and_the_report_have_the_encoder_that_was_trained(
     assert told != pytest.approx(rows["merged + experts' heads"], rel=1e-4)
     assert found["labels_used"] == {"realign": 0, "select": SPLITS["select"]}
     assert found["images_used"] == {"realign": SPLITS["realign"], "select": SPLITS["select"]}
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_maps_can_be_trained_alone(place: Path, tmp_path: Path, variant: str) -> None:
+    form = {**ALONE["representation"], "variant": variant, "heads": "none", "by": "teachers"}
+    work, _, found = aligned(place, tmp_path, {**form, "lr": 1e-2, "epochs": 6})
+    for task, one in work.experts.items():  # with what a BatchNorm counts
+        head = part(found.tensors, f"{task}.")
+        assert all(torch.equal(head[key], tensor) for key, tensor in one.head.items())
+    ups = [tensor for key, tensor in found.tensors.items() if key.endswith("up.weight")]
+    assert len(ups) == 2
+    assert all(up.any() for up in ups)
+
+
+def test_heads_that_stood_still_are_trained_by_the_next_step(place: Path, tmp_path: Path) -> None:
+    alone = {**ALONE["representation"], "heads": "none"}
+    work, _, found = aligned(place, tmp_path, alone, {**ALONE["distill"], "lr": 1e-3})
+    assert found.log["steps"][1]["epoch"] > 0
+    head = part(found.tensors, "normals.")
+    assert not all(torch.equal(head[k], t) for k, t in work.experts["normals"].head.items())
 
 
 def test_maps_beside_blocks_are_made_once(tmp_path: Path) -> None:
@@ -457,8 +514,11 @@ def test_blocks_with_maps_beside_them_are_not_calibrated(tmp_path: Path) -> None
     load_recipe(str(write_recipe(tmp_path, realign=steps[::-1])))
 
 
-def test_maps_beside_blocks_outlive_the_steps_after_them(place: Path, tmp_path: Path) -> None:
-    steps = (ALONE["representation"], ALONE["lora"], ALONE["head"], ALONE["distill"])
+@pytest.mark.parametrize("maps", [ALONE["representation"], RELEASED], ids=["paper", "released"])
+def test_maps_beside_blocks_outlive_the_steps_after_them(
+    place: Path, tmp_path: Path, maps: dict[str, Any]
+) -> None:
+    steps = (maps, ALONE["lora"], ALONE["head"], ALONE["distill"])
     work, merged, found = aligned(place, tmp_path, *steps)
     encoder = shared_encoder(merged.tensors, found.tensors)
     assert len(set(encoder) - set(work.base)) == 4

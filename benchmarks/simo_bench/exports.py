@@ -213,7 +213,7 @@ def prepared(
     (folder / "int8").mkdir()
     save_graph(quantised(path, pixels), folder / "int8", "encoder")
     arms["int8"] = opened(folder / "int8" / "encoder.onnx", raw, threads)
-    encoder.adapt(RANK)
+    encoder.adapt(("paper", RANK))
     arms["adapted"] = opened(ours(encoder, folder / "adapted"), raw, threads)
     encoder.adapt(None)
     return arms

@@ -57,11 +57,11 @@ class PlainBlock(nn.Module):
         self.proj = _scale_rows(attention.proj, block.ls1)
         self.fc1, self.act = cast("nn.Linear", mlp.fc1), mlp.act
         self.fc2 = _scale_rows(cast("nn.Linear", mlp.fc2), block.ls2)
-        self.adapter = getattr(block, "adapter", None)  # a linear map beside the block
+        self.adapter = getattr(block, "adapter", None)  # input, output -> a new output
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         whole_BSD = self.plain(x_BSD)
-        return whole_BSD if self.adapter is None else whole_BSD + self.adapter(x_BSD)
+        return whole_BSD if self.adapter is None else cast("Tensor", self.adapter(x_BSD, whole_BSD))
 
     def plain(self, x_BSD: Tensor) -> Tensor:
         """Pass the block itself."""

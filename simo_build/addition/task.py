@@ -14,6 +14,7 @@ from simo_build.fit import Outcome, fit_together
 from simo_build.heads import Head, make_head
 from simo_build.heads.file import load_head
 from simo_build.loading import LoadedRecipe
+from simo_build.losses import torch_kind
 from simo_build.progress import Progress
 from simo_build.realign.bench import seeded
 from simo_build.realign.head import goal_of
@@ -46,10 +47,11 @@ def train(adding: Addition, head: Head) -> Outcome:
     step, spec = adding.step, adding.spec
     samples, select = adding.samples["realign"], adding.samples["select"]
     samples = mirrored(samples, {adding.task: spec.kind}) if step.flip else samples
+    kind = torch_kind(adding.loaded.recipe.tasks[adding.task])
     learnt, judged = features(adding, samples, "realign"), features(adding, select, "select")
     where = torch.device("cpu")
     (outcome,) = fit_together(
-        [goal_of(head, spec, samples, lambda: (judged, select))],
+        [goal_of(head, spec, kind, samples, lambda: (judged, select))],
         schedule=step,
         limits=step,
         images=len(samples),

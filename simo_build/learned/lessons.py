@@ -13,7 +13,7 @@ from simo_build.encoder import Encoder
 from simo_build.features import BATCH
 from simo_build.heads import Head
 from simo_build.learned.settings import Settings
-from simo_build.losses import TORCH_KINDS, TorchKind
+from simo_build.losses import TORCH_KINDS, TorchKind, torch_kind
 from simo_build.progress import Progress
 from simo_build.statedict import StateDict
 from simo_build.teaching import mean_where, surest
@@ -30,7 +30,7 @@ def lesson_of(
     """Make the lesson of a task on some images, as `loss` says; the head is frozen."""
     spec = work.recipe.specs()[task]
     head.requires_grad_(False)
-    kind = TORCH_KINDS[spec.kind]
+    kind = torch_kind(work.recipe.tasks[task])
     if settings.loss == "labels":
         return by_truth(head, kind, torch.from_numpy(samples.truths[task]))
     if settings.loss == "entropy":

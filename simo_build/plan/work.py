@@ -89,7 +89,8 @@ def _step(site: Site, step: AnyStep) -> str:
     labels = with_labels(step.by == "select")
     best = f"the best epoch by {site.images('select')} of select, {labels} labels"
     heads = many(len(site.recipe.tasks), "head")
-    what = f"{heads}, each" if isinstance(step, HeadStep) else f"the encoder and {heads},"
+    both = "the encoder" if getattr(step, "heads", "all") == "none" else f"the encoder and {heads}"
+    what = f"{heads}, each" if isinstance(step, HeadStep) else f"{both},"
     return f"{what} {_steps(site, step)} in {many(step.epochs, 'epoch')} on {seen}; {best}"
 
 

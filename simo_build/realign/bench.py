@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simo_build.augment import viewed
-from simo_build.data import Samples, load_split, mirrored
+from simo_build.data import Samples, load_split, mirrored, viewed
 from simo_build.evaluate import measure_heads
 from simo_build.heads import Head
 from simo_build.progress import Progress

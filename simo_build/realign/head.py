@@ -18,7 +18,7 @@ from simo_build.evaluate import measure_head
 from simo_build.features import BATCH, take
 from simo_build.fit import Goal, Outcome, fit_together, snapshot
 from simo_build.heads import Head
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import TorchKind, torch_kind
 from simo_build.names import Name
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
 from simo_build.realign.teachers import Term, asked, by_output, by_truth, compared
@@ -66,12 +66,15 @@ def trained(
         judged = bench.labelled("select")
         return bench.features(model.encoder, judged, "select"), judged
 
-    specs = bench.work.recipe.specs()
+    specs, tasks = bench.work.recipe.specs(), bench.work.recipe.tasks
     if step.outputs:
         lessons = Taught(bench, model, step, samples, batch_of)
         goals = [lessons.goal(head, specs[task], select) for task, head in model.heads.items()]
     else:
-        goals = [goal_of(head, specs[task], samples, select) for task, head in model.heads.items()]
+        goals = [
+            goal_of(head, specs[task], torch_kind(tasks[task]), samples, select)
+            for task, head in model.heads.items()
+        ]
     outcomes = fit_together(
         goals,
         schedule=step,
@@ -95,6 +98,7 @@ def trained(
 def goal_of(
     head: Head,
     spec: TaskSpec,
+    kind: TorchKind,
     samples: Samples,
     select: Callable[[], tuple[list[Tensor], Samples]],
 ) -> Goal:
@@ -102,7 +106,7 @@ def goal_of(
 
     `select` gives the features and the truths of that split, when they are first measured on.
     """
-    kind, truth = TORCH_KINDS[spec.kind], torch.from_numpy(samples.truths[spec.name])
+    truth = torch.from_numpy(samples.truths[spec.name])
 
     def loss_of(batch: Batch) -> Tensor:
         taps, index = batch
@@ -191,7 +195,8 @@ class Taught:
         self, spec: TaskSpec, samples: Samples, *, labels: bool, judging: bool = False
     ) -> dict[str, Term]:
         """Give the losses of a task on some images by their names."""
-        kind, work = TORCH_KINDS[spec.kind], self.bench.work
+        work = self.bench.work
+        kind = torch_kind(work.recipe.tasks[spec.name])
         teacher = work.expert_heads()[spec.name]
         answers, _ = asked(work, spec.name, teacher, samples, bf16=False, features=False)
         targets = self.step.targets

@@ -18,7 +18,7 @@ from simo_build.encoder import Encoder
 from simo_build.features import BATCH, compute_features, take
 from simo_build.fit import Outcome, fit
 from simo_build.joint import Joint
-from simo_build.losses import TORCH_KINDS
+from simo_build.losses import torch_kind
 from simo_build.names import Name
 from simo_build.progress import Silent
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
@@ -77,8 +77,8 @@ def lessons_of(bench: Bench, step: JointStep, samples: Samples) -> Lessons:
     work = bench.work
     teachers = work.expert_heads() if step.outputs or step.features else {}
     terms: dict[str, dict[str, Term]] = {}
-    for task, spec in work.recipe.specs().items():
-        kind, mine = TORCH_KINDS[spec.kind], terms.setdefault(task, {})
+    for task, part in work.recipe.tasks.items():
+        kind, mine = torch_kind(part), terms.setdefault(task, {})
         if step.labels:
             mine["labels"] = by_truth(kind, torch.from_numpy(samples.truths[task]))
         if not teachers:
@@ -201,7 +201,7 @@ def own_losses(bench: Bench) -> Iterator[tuple[str, float]]:
     """Give every expert's loss on the truths of its task, on `select`."""
     work, samples = bench.work, bench.labelled("select")
     for task, head in work.expert_heads().items():
-        kind = TORCH_KINDS[work.recipe.specs()[task].kind]
+        kind = torch_kind(work.recipe.tasks[task])
         taps = work.features(work.experts[task].encoder, samples, f"expert {task}")
         truth, total = torch.from_numpy(samples.truths[task]), 0.0
         for index in torch.arange(len(samples)).split(BATCH):

@@ -32,8 +32,7 @@ from simo_build.steps import TintStep
 class Tinted(Joint):
     """An encoder whose weights are a start + a sum of scaled deltas, and all heads.
 
-    Trained are the coefficients, and of the heads what asks for a gradient; a head of which only a
-    layer is trained stays in evaluation, so that its BatchNorm is the expert's.
+    Trained are the coefficients, and of the heads what asks for a gradient.
     """
 
     def __init__(self, joint: Joint, mixture: Scaled, *, head_lr: float) -> None:
@@ -63,12 +62,6 @@ class Tinted(Joint):
 
     def rates(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.heads.parameters(), self.head_lr)
-
-    def train(self, mode: bool = True) -> "Tinted":
-        super().train(mode)
-        for head in self.heads:
-            head.train(mode and all(one.requires_grad for one in head.parameters()))
-        return self
 
 
 def tint(bench: Bench, model: SharedModel, step: TintStep) -> tuple[SharedModel, Log]:
