@@ -120,7 +120,8 @@ def changed(
 ) -> Samples:
     """Give every image changed at random, its truths with it, in its own place."""
     count, both = len(samples), viewed(samples, 2, kinds, how, generator)
-    return Samples(both.images[count:], {t: maps[count:] for t, maps in both.truths.items()})
+    truths = {task: truth[count:] for task, truth in both.truths.items()}
+    return Samples(both.images[count:], truths, samples.names)
 
 
 def open_dataset(loaded: LoadedRecipe) -> Dataset:

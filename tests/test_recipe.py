@@ -211,7 +211,6 @@ def test_an_unknown_key_is_named_with_its_path_and_the_closest_one(
         ({"tasks__seg__labels": ["a", "b", "a"]}, r"tasks\.seg\.labels: 'a' stands twice"),
         ({"tasks__seg__labels": [True, False]}, r"tasks\.seg\.labels\.0: Input should be a valid"),
         ({"tasks__Seg": {"kind": "depth"}}, r"tasks\.Seg"),
-        ({"tasks__seg__target": DELETE}, r"tasks\.seg: `target` says where its truth lies"),
         ({"data": DELETE, "merge": {"choose": {"alpha": [0.1]}}}, r"`merge\.choose` need `data`"),
         ({"data": DELETE, "realign": [{"step": "head"}]}, "`realign` and .* need `data`"),
         (
