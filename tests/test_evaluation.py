@@ -32,7 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(place: Path) -> dict[str, Any]:
-    loaded = load_recipe(str(write_recipe(place, realign=[DISTILL, HEAD])))
+    loaded = load_recipe(
+        str(write_recipe(place, realign=[DISTILL, HEAD])), experts=place / "experts"
+    )
     return report.study(
         loaded, place / "out" / "tiny", "select", progress=Silent(), with_controls=True
     )
@@ -163,7 +165,9 @@ def test_controls_leave_the_recipe_as_it_was(place: Path) -> None:
 
 
 def test_heads_are_re_aligned_as_the_recipe_does_it(place: Path) -> None:
-    own = load_recipe(str(write_recipe(place, realign=[DISTILL, HEAD]))).recipe
+    own = load_recipe(
+        str(write_recipe(place, realign=[DISTILL, HEAD])), experts=place / "experts"
+    ).recipe
     assert head_step(own) == own.realign[1]
     other = load_recipe(str(write_recipe(place, realign=[DISTILL]))).recipe
     assert head_step(other) == HeadStep(step="head")
