@@ -111,7 +111,7 @@ def moved(base: StateDict, *, seed: int, scale: float) -> StateDict:
 
 
 def opened(recipe: Path) -> Workshop:
-    """Open the workshop of a recipe, its stages beside it."""
-    loaded: LoadedRecipe = load_recipe(str(recipe))
+    """Open the workshop of a recipe, its stages and what it trains beside it."""
+    loaded: LoadedRecipe = load_recipe(str(recipe), experts=recipe.parent / "experts")
     check_recipe(loaded)
     return Workshop(loaded, Stages(recipe.parent / ".stages", Silent()))

@@ -90,6 +90,25 @@ def ratio_lines(found: Document) -> list[str]:
     return [one.told for one in measured(found)]
 
 
+def runtime_lines(found: Document) -> list[str]:
+    """Ratios, what the predictor adds, and what half an hour of work did to the memory."""
+    lines = ratio_lines(found)
+    for bundle, ways in found["bars"].get("overhead", {}).items():
+        for way, one in ways.items():
+            extra = one["extra_ms"]
+            lines.append(
+                f"the {bundle} bundle, {way}: the predictor adds {extra['median']:.2f} ms "
+                f"({extra['p05']:.2f} to {extra['p95']:.2f}), {one['extra_percent']:.2f} %"
+            )
+    soak = found["bars"].get("soak")
+    if soak:
+        lines.append(
+            f"{soak['runs']} calls in {soak['minutes']:g} minutes: resident memory within "
+            f"{soak['span_mib']:.1f} MiB, {soak['open_files'][0]} to {soak['open_files'][1]} open files"
+        )
+    return lines
+
+
 def bench_lines(found: Document) -> list[str]:
     """Ratios, and what of the ideal was reached."""
     ratios = found["found"]["ratios"]
@@ -123,7 +142,7 @@ def gate_lines(found: Document) -> list[str]:
 
 HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.ablation/1": ablation_lines,
-    "simo.bench.runtime/1": ratio_lines,
+    "simo.bench.runtime/1": runtime_lines,
     "simo.bench/2": bench_lines,
     "simo.curve/1": curve_lines,
     "simo.eval/1": eval_lines,
