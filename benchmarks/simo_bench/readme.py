@@ -102,9 +102,10 @@ def runtime_lines(found: Document) -> list[str]:
             )
     soak = found["bars"].get("soak")
     if soak:
+        least, most = soak["open_files"]
         lines.append(
             f"{soak['runs']} calls in {soak['minutes']:g} minutes: resident memory within "
-            f"{soak['span_mib']:.1f} MiB, {soak['open_files'][0]} to {soak['open_files'][1]} open files"
+            f"{soak['span_mib']:.1f} MiB, {least} to {most} open files"
         )
     return lines
 
