@@ -186,6 +186,8 @@ class Predictor:
 
     def infer(self, batch: Sequence[Prepared], tasks: Sequence[TaskSpec]) -> backends.Outputs:
         """Run a batch: every task's output at the network's size, the batch first."""
+        if not batch:
+            raise ImageError("the batch is empty; give it one image or more")
         pixels = [prepared.network for prepared in batch]
         stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
         outputs = self._session.run(stacked, [task.name for task in tasks])

@@ -229,6 +229,11 @@ def test_an_array_of_another_form_is_refused(
         predict(array, colours="RGB")
 
 
+def test_an_empty_batch_is_refused(predict: Predictor) -> None:
+    with pytest.raises(ImageError, match="the batch is empty"):
+        predict.infer([], predict.specs(None))
+
+
 def test_an_unknown_backend_gets_the_closest_name(rooms_bundle: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime-cpu'"):
         Predictor.open(rooms_bundle, backend="onnxruntime-gpu")
