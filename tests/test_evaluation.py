@@ -19,7 +19,7 @@ from simo_runtime.bundle import MANIFEST
 from simo_runtime.errors import BundleError
 from tests.tiny import SPLITS, opened, write_recipe, write_workplace
 
-DISTILL = {"step": "distill", "epochs": 2, "lr": 3e-3, "batch": 3}
+DISTILL = {"step": "distill", "views": 1, "epochs": 2, "lr": 3e-3, "batch": 3}
 HEAD = {"step": "head", "epochs": 2, "lr": 1e-3}
 
 

@@ -41,7 +41,14 @@ FOUR: dict[str, Any] = {
 }
 STEPS: dict[str, dict[str, Any]] = {
     "head": {"step": "head", "epochs": 2, "lr": 3e-3, "batch": 3},
-    "distill": {"step": "distill", "epochs": 4, "lr": 5e-5, "batch": 3, "by": "teachers"},
+    "distill": {
+        "step": "distill",
+        "views": 1,
+        "epochs": 4,
+        "lr": 5e-5,
+        "batch": 3,
+        "by": "teachers",
+    },
 }
 
 

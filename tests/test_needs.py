@@ -19,7 +19,7 @@ BLIND: dict[str, Any] = {task: {"kind": task, "expert": f"{task}.safetensors"} f
 MERGE = {"params": {"alpha": 0.5}}
 STEPS: dict[str, dict[str, Any]] = {
     "calibrate": {"step": "calibrate", "images": 4, "by": "teachers"},
-    "distill": {"step": "distill", "epochs": 1, "by": "teachers", "batch": 3},
+    "distill": {"step": "distill", "views": 1, "epochs": 1, "by": "teachers", "batch": 3},
     "head": {"step": "head", "epochs": 1, "labels": False, "outputs": 1, "by": "teachers"},
     "tint": {"step": "tint", "epochs": 1, "by": "teachers", "batch": 3},
 }
@@ -68,7 +68,10 @@ def test_the_plan_says_so_and_finds_no_fault(place: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"realign": [{"step": "distill", "epochs": 1}]}, r"realign\.0 \(distill\): by is select"),
+        (
+            {"realign": [{"step": "distill", "views": 1, "epochs": 1}]},
+            r"realign\.0 \(distill\): by is select",
+        ),
         ({"realign": [{"step": "head"}]}, r"realign\.0 \(head\): labels is true"),
         ({"realign": [{"step": "calibrate", "images": 4}]}, r"realign\.0 \(calibrate\): by is sel"),
         ({"merge": {"choose": {"alpha": [0.5, 1.0]}}}, r"merge\.choose, by the select split"),

@@ -94,7 +94,7 @@ def test_stages_of_an_earlier_build_are_kept(place: Path) -> None:
             "epoch by 3 images of select, with labels",
         ),
         (
-            [{"step": "distill", "batch": 4, "epochs": 2, "by": "teachers"}],
+            [{"step": "distill", "views": 1, "batch": 4, "epochs": 2, "by": "teachers"}],
             "distill: the encoder and 2 heads, 6 steps in 2 epochs on 6 images of realign and "
             "their mirror images, without labels; the best epoch by 3 images of select, without",
         ),

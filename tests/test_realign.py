@@ -28,7 +28,7 @@ from tests.tiny import SPLITS, opened, write_recipe, write_workplace
 QUICK: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "batch": 3}
 ALONE: dict[str, dict[str, Any]] = {
     "head": {"step": "head", **QUICK},
-    "distill": {"step": "distill", **QUICK},
+    "distill": {"step": "distill", "views": 1, **QUICK},
     "lora": {"step": "lora", **QUICK, "rank": 2},
     "representation": {"step": "representation", **QUICK, "rank": 2},
     "calibrate": {"step": "calibrate", "images": 4, "choose": {"rho": [0.5, 2]}},
@@ -110,13 +110,18 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
     ("step", "images", "labels", "select_labels"),
     [
         ({"step": "head"}, 6, 6, 3),
-        ({"step": "distill"}, 6, 0, 3),
-        ({"step": "distill", "features": 1, "by": "teachers"}, 6, 0, 0),
+        ({"step": "distill", "views": 1}, 6, 0, 3),
+        ({"step": "distill", "views": 1, "features": 1, "by": "teachers"}, 6, 0, 0),
         ({"step": "lora"}, 6, 0, 3),
         ({"step": "tint"}, 6, 0, 3),
         ({"step": "tint", "labels": True, "outputs": 0}, 6, 6, 3),
-        ({"step": "distill", "labels": True}, 6, 6, 3),
-        ({"step": "distill", "labels": True, "outputs": 0, "units": "experts"}, 6, 6, 3),
+        ({"step": "distill", "views": 1, "labels": True}, 6, 6, 3),
+        (
+            {"step": "distill", "views": 1, "labels": True, "outputs": 0, "units": "experts"},
+            6,
+            6,
+            3,
+        ),
         ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}}, 4, 0, 3),
         ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}, "by": "teachers"}, 4, 0, 0),
     ],
@@ -199,7 +204,7 @@ VIEWS: dict[str, Any] = {"views": 3, "scales": [1.0, 1.5], "jitter": {"brightnes
 def test_views_are_more_images_to_learn_on_not_more_that_were_used(
     place: Path, tmp_path: Path
 ) -> None:
-    step = {"step": "distill", "epochs": 1, "lr": 1e-3, "labels": True}
+    step = {"step": "distill", "views": 1, "epochs": 1, "lr": 1e-3, "labels": True}
     plain = aligned(place, tmp_path, step)[2]
     viewed = aligned(place, tmp_path, {**step, **VIEWS})[2]
     assert viewed.log["images"] == viewed.log["labels"] == SPLITS["realign"]
@@ -309,7 +314,14 @@ def test_an_average_and_patience_are_the_heads_too(place: Path, tmp_path: Path) 
 def test_further_images_without_labels_are_learnt_from_and_counted(
     place: Path, tmp_path: Path, reads: Reads
 ) -> None:
-    step = {"step": "distill", "epochs": 1, "labels": True, "unlabelled": True, "batch": 3}
+    step = {
+        "step": "distill",
+        "views": 1,
+        "epochs": 1,
+        "labels": True,
+        "unlabelled": True,
+        "batch": 3,
+    }
     further = {"root": "data", "unlabelled": "train"}
     work = opened(
         write_recipe(place, merge={"params": {"alpha": 0.5}}, data=further, realign=[step])
@@ -345,8 +357,26 @@ def test_an_average_of_the_weights_is_another_model(place: Path, tmp_path: Path)
     assert plain.log["steps"][0]["history"] != averaged.log["steps"][0]["history"]
 
 
+def test_views_are_those_that_were_measured_unless_one_says_otherwise() -> None:
+    def step(**keys: Any) -> DistillStep:
+        return DistillStep.model_validate({"step": "distill", **keys})
+
+    usual, plain = step(labels=True), step(views=1)
+    assert (usual.views, usual.scales, usual.fresh, usual.mirror) == (
+        5,
+        (1.0, 1.2, 1.5),
+        True,
+        True,
+    )
+    assert (usual.epochs, usual.lr, usual.jitter.hue) == (4, 3e-4, 0.03)
+    assert (plain.views, plain.scales, plain.fresh, plain.mirror) == (1, (1.0,), False, False)
+    assert not step(labels=True, outputs=0).mirror  # which is the mean of answers
+    assert not step(flip=False).mirror
+    assert step(**usual.model_dump(exclude={"step"})) == usual
+
+
 def test_a_teacher_is_followed(place: Path, tmp_path: Path) -> None:
-    step = {"step": "distill", "by": "teachers", "epochs": 6, "lr": 1e-3, "batch": 3}
+    step = {"step": "distill", "views": 1, "by": "teachers", "epochs": 6, "lr": 1e-3, "batch": 3}
     merging = {"params": {"alpha": 0.5}}
     learnt_on = {"root": "data", "select": "realign"}
     path = write_recipe(place, merge=merging, data=learnt_on, realign=[step])
@@ -358,7 +388,7 @@ def test_a_teacher_is_followed(place: Path, tmp_path: Path) -> None:
 
 
 def test_who_is_the_teacher_has_nothing_to_learn(place: Path, tmp_path: Path) -> None:
-    step = {"step": "distill", "by": "teachers", "features": 1, "epochs": 1, "lr": 1e-3}
+    step = {"step": "distill", "views": 1, "by": "teachers", "features": 1, "epochs": 1, "lr": 1e-3}
     merging = {"params": {"alpha": 1.0}}
     work = opened(write_recipe(place, ("depth",), merge=merging, realign=[step]))
     work.stages = workshop.Stages(tmp_path, work.stages.progress)
@@ -376,7 +406,7 @@ def test_steps_work_one_after_another(place: Path, tmp_path: Path) -> None:
     "changes",
     [
         {"realign": [{"step": "head", "epochs": 1}]},
-        {"realign": [{"step": "distill", "epochs": 1, "labels": True, "outputs": 0}]},
+        {"realign": [{"step": "distill", "views": 1, "epochs": 1, "labels": True, "outputs": 0}]},
         {"realign": [], "merge": {"method": "supermerge", "params": {"epochs": 1}, "images": 4}},
         {"realign": [], "merge": {"method": "fisher_labelled", "images": 4}},
     ],
@@ -411,20 +441,29 @@ def test_labels_teach_by_the_loss_that_the_task_says(
         ({"step": "head", "labels": False}, r"nothing to learn from: set labels or outputs"),
         ({"step": "head", "by": "teachers"}, r"by: teachers needs teachers: set outputs"),
         ({"step": "head", "targets": "pseudo"}, r"targets says what outputs teach"),
-        ({"step": "distill", "ema": 1}, r"realign\.0\.ema: Input should be less than 1"),
-        ({"step": "distill", "outputs": 0}, r"realign\.0: there is nothing to learn from"),
-        ({"step": "distill", "units": "experts"}, r"realign\.0: units: experts .* needs labels"),
         (
-            {"step": "distill", "labels": True, "outputs": 0, "by": "teachers"},
+            {"step": "distill", "views": 1, "ema": 1},
+            r"realign\.0\.ema: Input should be less than 1",
+        ),
+        (
+            {"step": "distill", "views": 1, "outputs": 0},
+            r"realign\.0: there is nothing to learn from",
+        ),
+        (
+            {"step": "distill", "views": 1, "units": "experts"},
+            r"realign\.0: units: experts .* needs labels",
+        ),
+        (
+            {"step": "distill", "views": 1, "labels": True, "outputs": 0, "by": "teachers"},
             r"realign\.0: by: teachers needs teachers",
         ),
         ({"step": "distill", "views": 2}, r"realign\.0: views: 2 are all the same; set scales"),
         ({"step": "distill", "fresh": True}, r"realign\.0: fresh draws views anew"),
         ({"step": "distill", "scales": [1.5]}, r"realign\.0: scales and jitter make views"),
         ({"step": "lora", "mirror": True, "flip": False}, r"realign\.0: mirror takes the mean"),
-        ({"step": "distill", "unlabelled": True}, r"needs `data\.unlabelled`"),
+        ({"step": "distill", "views": 1, "unlabelled": True}, r"needs `data\.unlabelled`"),
         (
-            {"step": "distill", "unlabelled": True, "labels": True, "outputs": 0},
+            {"step": "distill", "views": 1, "unlabelled": True, "labels": True, "outputs": 0},
             r"realign\.0: images without labels need teachers",
         ),
         ({"step": "lora", "layers": ["qvk"]}, r"realign\.0\.layers\.0: Input should be 'qkv'"),

@@ -20,7 +20,7 @@ ROWS: list[dict[str, Any]] = [
     {
         "name": "taught",
         "merge": {"params": {"alpha": 0.5}},
-        "realign": [{"step": "distill", **QUICK}],
+        "realign": [{"step": "distill", "views": 1, **QUICK}],
         "seeds": 2,
         "against": ["alone"],
     },

@@ -30,7 +30,10 @@ from simo_runtime.errors import DataError, TrainError
 from tests.tiny import TASKS, opened, write_recipe, write_workplace
 
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 3e-3, "batch": 4}
-STEPS: list[dict[str, Any]] = [{"step": "distill", **QUICK, "ema": 0.5}, {"step": "head", **QUICK}]
+STEPS: list[dict[str, Any]] = [
+    {"step": "distill", "views": 1, **QUICK, "ema": 0.5},
+    {"step": "head", **QUICK},
+]
 
 
 class Killed(BaseException):

@@ -45,7 +45,7 @@ def write_recipes(folder: Path) -> None:
     """Write a recipe to re-align by, and one to train by; no batch can be halved."""
     write_workplace(folder)
     quick: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "batch": 5}
-    steps = [{"step": "distill", "labels": True, **quick}, {"step": "head", **quick}]
+    steps = [{"step": "distill", "views": 1, "labels": True, **quick}, {"step": "head", **quick}]
     path = write_recipe(folder, merge={"params": {"alpha": 0.5}}, realign=steps)
     content = yaml.safe_load(path.read_text())
     del content["tasks"]["depth"]["expert"]

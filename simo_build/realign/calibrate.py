@@ -93,7 +93,7 @@ def judge_of(bench: Bench, model: SharedModel, by: str) -> tuple[str, Callable[[
         return "eq. 1", lambda weights: bench.performance(
             model.heads, bench.features(weights, bench.labelled("select"), "select")
         )
-    like = DistillStep(step="distill", by="teachers")
+    like = DistillStep(step="distill", by="teachers", views=1)
     lessons = lessons_of(bench, like, bench.bare("select"))
     units = units_of(bench, like, lessons, len(lessons.images))
 
