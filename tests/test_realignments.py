@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def again(
-    place: Path, rows: list[dict[str, Any]], only: list[str], earlier: Earlier | None = None
+    place: Path, rows: list[dict[str, Any]], only: list[str], *earlier: Earlier
 ) -> dict[str, Any]:
     loaded = load_recipe(str(place / "tiny.yaml"), experts=place / "experts")
     every = read_entries(written(place, rows))
@@ -145,6 +145,12 @@ def test_rows_of_an_earlier_report_stay_in_the_order_of_the_list(
     both = again(place, ROWS, ["base"], earlier)
     assert [row["row"] for row in both["rows"]] == [row["name"] for row in ROWS]
     assert both["comparisons"] == found["comparisons"]
+    one, two = (
+        Earlier(place, {**found, "rows": [found["rows"][index]], "comparisons": []})
+        for index in (3, 0)
+    )
+    rows = again(place, ROWS, ["base"], one, two)["rows"]
+    assert [row["row"] for row in rows] == ["alone", "base", "joint"]
     without = {**found["rows"][0]}
     del without["commit"]  # reports of before rows had one
     earlier = Earlier(place / "earlier.json", {**found, "commit": "abc", "rows": [without]})

@@ -244,14 +244,14 @@ def run(
     out: Path,
     *,
     progress: Progress,
-    earlier: Earlier | None = None,
+    earlier: Sequence[Earlier] = (),
 ) -> dict[str, Any]:
-    """Run the study; give the whole document, with an earlier one's other rows."""
+    """Run the study; give the whole document, with the other rows of earlier ones."""
     work = Workshop(loaded, Stages(out, progress))
     about = {**described(work, SCHEMA, "python -m simo_bench.realignments"), "split": split}
     asked = {entry.name: entry.asked() for entry in every}
-    if earlier is not None:
-        earlier.check(about, asked, [entry.name for entry in entries])
+    for one in earlier:
+        one.check(about, asked, [entry.name for entry in entries])
     table = Table(work, split)
     for entry in entries:
         table.add(entry)
@@ -264,7 +264,9 @@ def run(
         "rows": table.rows,
         "comparisons": list(table.comparisons(every)),
     }
-    return found if earlier is None else earlier.joined(found, list(asked))
+    for one in earlier:
+        found = one.joined(found, list(asked))
+    return found
 
 
 def table_of(found: Mapping[str, Any]) -> str:
@@ -301,8 +303,9 @@ def table_of(found: Mapping[str, Any]) -> str:
 @click.option("--only", multiple=True, help="A row's name; all others are left out. Repeatable.")
 @click.option(
     "--keep",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An earlier report, whose rows that are not built now stay.",
+    help="An earlier report, whose rows that are not built now stay. Repeatable.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1), help="At most so many seeds of every row, for a shorter run."
@@ -316,7 +319,7 @@ def main(
     recipe: str,
     rows_file: Path,
     only: tuple[str, ...],
-    keep: Path | None,
+    keep: tuple[Path, ...],
     seeds: int | None,
     split: str,
     json_file: Path | None,
@@ -327,7 +330,7 @@ def main(
     loaded = load_recipe(recipe, data=data, experts=experts)
     every = read_entries(rows_file)
     entries = limited(chosen(every, only, rows_file), seeds)
-    earlier = None if keep is None else Earlier.read(keep)
+    earlier = [Earlier.read(path) for path in keep]
     found = run(loaded, every, entries, split, STAGES, progress=Bars(), earlier=earlier)
     finish(found, table_of(found), json_file)
 
