@@ -194,6 +194,20 @@ def test_numbers_are_file_names_of_four_digits(root: Path) -> None:
     assert FolderDataset(root).ids("train") == ["0001", "0002"]
 
 
+def test_the_fingerprint_is_of_the_images_and_of_the_truths_in_use(root: Path) -> None:
+    def found() -> tuple[str, str]:
+        data = FolderDataset(root)
+        return data.fingerprint(), data.fingerprint({"more"})
+
+    bare, before = found()
+    (root / "more").mkdir()
+    (root / "more" / "0001.png").write_bytes(b"a truth of another task")
+    assert found()[0] == bare
+    assert found()[1] != before
+    (root / "rgb" / "9999.png").write_bytes(b"another image")
+    assert found()[0] != bare
+
+
 def test_the_fingerprint_changes_with_the_splits(root: Path) -> None:
     before = FolderDataset(root).fingerprint()
     (root / "meta.json").write_text(json.dumps({**META, "splits": {"train": [1]}}))

@@ -82,8 +82,12 @@ class FolderDataset(Dataset):
         return DECODERS[task.kind](self, path, raw, task)
 
     def fingerprint(self, folders: Collection[str] = ()) -> str:
-        """Hash meta.json and the names and sizes of all files; reading them all would be slow."""
-        paths = sorted(path for path in self.root.rglob("*") if path.is_file())
+        """Hash meta.json and the names and sizes of files; reading them all would be slow.
+
+        Of images and the truths in use: another task's truths beside them change no expert.
+        """
+        used = sorted({"rgb", *folders})
+        paths = [p for name in used for p in sorted((self.root / name).rglob("*")) if p.is_file()]
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
         return digest({"meta": self.meta, "sizes": sizes})
 
