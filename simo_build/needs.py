@@ -12,7 +12,7 @@ from simo_build.loading import LoadedRecipe
 from simo_build.merge import METHODS
 from simo_build.proxies import SELECT
 from simo_build.recipe import Recipe
-from simo_build.steps import CalibrateStep
+from simo_build.steps import AnyStep, CalibrateStep
 from simo_runtime.errors import RecipeError, listing
 
 
@@ -40,8 +40,12 @@ def asks_for_labels(recipe: Recipe) -> Iterator[str]:
     if learned is not None and learned.settings(**choice.params).loss == "labels":
         yield f"merge.method {choice.method} learns from labels; `loss` may be another"
     for number, step in enumerate(recipe.realign):
-        where = f"realign.{number} ({step.step})"
-        if not isinstance(step, CalibrateStep) and step.labels:
-            yield f"{where}: labels is true"
-        if step.by == SELECT:
-            yield f"{where}: by is select; teachers need none"
+        yield from (f"realign.{number} ({step.step}): {what}" for what in _of_step(step))
+
+
+def _of_step(step: AnyStep) -> Iterator[str]:
+    if not isinstance(step, CalibrateStep) and step.labels:
+        yield "labels is true"
+    chooses = not isinstance(step, CalibrateStep) or step.choose.given()
+    if chooses and step.by == SELECT:
+        yield "by is select; teachers need none"

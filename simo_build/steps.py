@@ -192,7 +192,7 @@ class CalibrateStep(Part):
     off_diagonal: Mix | None = None
     rcond: Cut | None = None
     choose: CalibrateChoice = CalibrateChoice()
-    by: Literal["select", "teachers"] = "select"  # how candidates and the start are judged
+    by: Literal["select", "teachers"] = "select"  # how candidates are judged
 
     @model_validator(mode="after")
     def _fits_method(self) -> "CalibrateStep":
@@ -201,6 +201,8 @@ class CalibrateStep(Part):
             raise ValueError(f"{self.method} has no {foreign[0]}; it has {', '.join(known)}")
         if both := sorted({*given} & {*chosen}):
             raise ValueError(f"{both[0]} is given twice, also in `choose`")
+        if "by" in self.model_fields_set and not chosen:
+            raise ValueError(f"by: {self.by} has nothing to choose; give candidates in `choose`")
         return self
 
     def candidates(self) -> list[dict[str, float]]:

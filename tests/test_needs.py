@@ -18,7 +18,7 @@ from tests.tiny import TASKS, write_recipe, write_workplace
 BLIND: dict[str, Any] = {task: {"kind": task, "expert": f"{task}.safetensors"} for task in TASKS}
 MERGE = {"params": {"alpha": 0.5}}
 STEPS: dict[str, dict[str, Any]] = {
-    "calibrate": {"step": "calibrate", "images": 4, "by": "teachers"},
+    "calibrate": {"step": "calibrate", "images": 4},
     "distill": {"step": "distill", "views": 1, "epochs": 1, "by": "teachers", "batch": 3},
     "head": {"step": "head", "epochs": 1, "labels": False, "outputs": 1, "by": "teachers"},
     "tint": {"step": "tint", "epochs": 1, "by": "teachers", "batch": 3},
@@ -73,7 +73,10 @@ def test_the_plan_says_so_and_finds_no_fault(place: Path) -> None:
             r"realign\.0 \(distill\): by is select",
         ),
         ({"realign": [{"step": "head"}]}, r"realign\.0 \(head\): labels is true"),
-        ({"realign": [{"step": "calibrate", "images": 4}]}, r"realign\.0 \(calibrate\): by is sel"),
+        (
+            {"realign": [{"step": "calibrate", "images": 4, "choose": {"ridge": [0.1, 0.2]}}]},
+            r"realign\.0 \(calibrate\): by is sel",
+        ),
         ({"merge": {"choose": {"alpha": [0.5, 1.0]}}}, r"merge\.choose, by the select split"),
         ({"merge": {"method": "supermerge"}}, r"supermerge learns from labels"),
         ({"merge": {"method": "fisher"}, "realign": []}, None),

@@ -490,6 +490,7 @@ def test_labels_teach_by_the_loss_that_the_task_says(
             {"step": "calibrate", "rho": 1, "choose": {"rho": [1]}},
             r"realign\.0: rho is given twice",
         ),
+        ({"step": "calibrate", "by": "teachers"}, r"realign\.0: by: teachers has nothing to choo"),
         ("distill", r"realign\.0: must be keys with values"),
     ],
     ids=str,
