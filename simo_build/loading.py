@@ -67,9 +67,9 @@ def find_recipe(name: str) -> Path:
 
 def check_truths(loaded: LoadedRecipe, what: str) -> None:
     """Raise RecipeError if a task has no `target`, which `what` cannot do without."""
-    for task in loaded.recipe.blind:
-        where = f"{loaded.shown}: tasks.{task}: `target` says where its truth lies in `data`"
-        raise RecipeError(f"{where}; {what} needs it")
+    if loaded.recipe.blind:
+        task = f"{loaded.shown}: tasks.{loaded.recipe.blind[0]}"
+        raise RecipeError(f"{task}: `target` says where its truth lies in `data`; {what} needs it")
 
 
 def load_recipe(

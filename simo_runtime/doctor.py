@@ -170,7 +170,9 @@ def _provider(onnxruntime: ModuleType, options: object, name: str) -> str:
     """Ask for one provider with the probe, and say which ones are active then."""
     try:
         session = onnxruntime.InferenceSession(PROBE, options, providers=[name], enable_fallback=0)
-    except Exception as error:  # of many classes, which are known to the backends
+    except Exception as error:
+        # ONNX Runtime's classes have no parent of their own, and the backends, which list them,
+        # need OpenCV: it may be what is broken here.
         # ONNX Runtime writes the place in its source before what it has to say.
         said = str(error).partition("\n")[0].rpartition("&) ")[2]
         return f"asked for; it cannot start: {said}"

@@ -1,5 +1,6 @@
 """What many tests share: the sample's data and its bundle, made once a run."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,8 +37,6 @@ def rooms_bundle(rooms_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def rooms_copy(rooms_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the sample's bundle, to be damaged."""
-    import shutil
-
     return Path(shutil.copytree(rooms_bundle, tmp_path / "rooms"))
 
 
@@ -75,3 +74,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             reason = "needs an NVIDIA GPU: torch.cuda.is_available() is False here"
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, rooms_data: Path, rooms_bundle: Path) -> Path:
+    """A folder with the sample's bundle where simo-infer looks for one, and a photo."""
+    shutil.copytree(rooms_bundle, tmp_path / "bundles" / "rooms")
+    shutil.copy(rooms_data / "rooms" / "rgb" / "0001.jpg", tmp_path / "room.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def album(workplace: Path) -> Path:
+    """A folder of 30 photos, one of them no photo."""
+    (workplace / "album").mkdir()
+    for number in range(30):
+        shutil.copy(workplace / "room.jpg", workplace / "album" / f"{number:02d}.jpg")
+    (workplace / "album" / "07.jpg").write_text("no")
+    return workplace

@@ -3,12 +3,10 @@
 import errno
 import operator
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ from simo_build.fit import Goal, Outcome, fit, fit_together
 from simo_build.progress import Silent
 from simo_build.saved import Saved, States
 from simo_runtime.errors import CheckpointError, TrainError
+from tests.disks import disk_of
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, BATCH, EPOCHS = 8, 3, 4
@@ -318,17 +317,6 @@ def test_a_gradient_that_is_not_finite_names_the_weights() -> None:
     assert all(torch.equal(before[n], tensor) for n, tensor in task.module.state_dict().items())
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let the system refuse to make files larger, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     killed = Task()
     with pytest.raises(Killed):
@@ -336,7 +324,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
     before = (tmp_path / "tiny.state").read_bytes()
     resumed = Task()
     with (
-        files_of_at_most(1000),
+        disk_of(1000),
         pytest.raises(CheckpointError, match=r"tiny\.state: cannot be written, it needs .* MiB: "),
     ):
         resumed.run(saved_in(tmp_path))

@@ -49,12 +49,18 @@ def test_a_build_keeps_what_every_task_said(rooms_bundle: Path) -> None:
     assert (rooms_bundle / GOLDEN).stat().st_size < 20_000
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give a list that grows by one with every self-test."""
+    runs: list[int] = []
+    real = golden.sampled
+    monkeypatch.setattr(golden, "sampled", lambda *rest: runs.append(1) or real(*rest))
+    return runs
+
+
 def test_opening_tests_once_for_a_bundle_and_a_backend(
     rooms_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
-    real = golden.sampled
-    monkeypatch.setattr(golden, "sampled", lambda *rest: runs.append(1) or real(*rest))
+    runs = counted(monkeypatch)
     Predictor.open(rooms_bundle, joint=False)
     Predictor.open(rooms_bundle, joint=False)
     assert len(runs) == 1
@@ -69,9 +75,7 @@ def test_opening_tests_once_for_a_bundle_and_a_backend(
 def test_another_device_or_driver_is_tested_again(
     rooms_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
-    real = golden.sampled
-    monkeypatch.setattr(golden, "sampled", lambda *rest: runs.append(1) or real(*rest))
+    runs = counted(monkeypatch)
     for driver in ("13.0", "13.0", "13.1"):
         monkeypatch.setattr(OnnxRuntimeSession, "identity", lambda self, told=driver: {"gpu": told})
         Predictor.open(rooms_bundle, joint=False)

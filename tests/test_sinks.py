@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from simo_runtime.sinks import VIDEO_CODES, Call, Forms, Lines, Video, as_png, w
 from simo_runtime.sources import Frame
 from simo_runtime.statistics import statistics
 from simo_runtime.tasks import TaskSpec
+from tests.disks import disk_of
 
 SPECS = {
     "seg": TaskSpec(
@@ -190,19 +189,6 @@ class TestAFailureInBetween:
 
 
 posix = pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Let no file grow beyond a number of bytes, as on a disk that is full then."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_lines(sink: Lines, names: str) -> None:

@@ -21,6 +21,7 @@ from simo_build.heads import Head
 from simo_build.losses import TorchKind, torch_kind
 from simo_build.names import Name
 from simo_build.realign.bench import Bench, Log, SharedModel, looked_at, seeded
+from simo_build.realign.joint import TINY
 from simo_build.realign.teachers import Term, asked, by_output, by_truth, compared
 from simo_build.statedict import StateDict
 from simo_build.steps import HeadStep
@@ -29,7 +30,6 @@ from simo_runtime.metrics import metric_named
 from simo_runtime.tasks import TaskSpec
 
 Batch = tuple[list[Tensor], Tensor]  # the taps of some images, and their indices
-TINY = 1e-12  # a loss below this is rounding, and no unit to measure others in
 
 
 def realign_heads(bench: Bench, model: SharedModel, step: HeadStep) -> tuple[SharedModel, Log]:
