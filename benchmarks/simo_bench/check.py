@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or "schema" not in found:
-        raise DataError(f"{path}: not a result, it has no schema")
+        raise DataError(f"{path}: not a report, it has no schema")
     return found
 
 

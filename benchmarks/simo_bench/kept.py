@@ -4,12 +4,12 @@ A row stays if it is of the same base, data, experts and split, and was asked fo
 rows asks now. It says at which commit it was measured.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simo_bench.check import read
 from simo_runtime.errors import RecipeError, listing
 
 Document = dict[str, Any]
@@ -26,14 +26,8 @@ class Earlier:
 
     @classmethod
     def read(cls, path: Path) -> "Earlier":
-        """Read a report; RecipeError if it cannot be read."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(found, dict) or "schema" not in found:
-            raise RecipeError(f"{path}: not a report")
-        return cls(path, found)
+        """Read a report; DataError if it is none."""
+        return cls(path, read(path))
 
     def check(
         self, about: Mapping[str, Any], asked: Mapping[str, Document], new: Iterable[str]
