@@ -202,14 +202,24 @@ def camera(index: int) -> Capture:
 
 
 def rtsp(url: str, name: str = "stream") -> Capture:
-    """Give an RTSP stream; what is told of it is the address without user and password."""
-    shown = url.split("://")[0] + "://" + url.split("://", 1)[1].rpartition("@")[2]
+    """Give an RTSP stream; what is told of it is the address without user, password and query."""
+    shown = without_secrets(url)
     waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
 
     def opened() -> Any:
         return cv2.VideoCapture(for_opencv(url, shown), cv2.CAP_FFMPEG, waits)
 
     return Capture(shown, name, opened, live=True)
+
+
+def without_secrets(url: str) -> str:
+    """Give an address without what stands before an @ or behind a ?: users and passwords.
+
+    Where a ? stands before the last @ either may be part of the other, and nothing is told.
+    """
+    scheme, _, rest = url.partition("://")
+    address, _, query = rest.partition("?")
+    return f"{scheme}://{'...' if '@' in query else address.rpartition('@')[2]}"
 
 
 def for_opencv(name: str, shown: str) -> str:

@@ -241,6 +241,18 @@ class TestDevices:
         with pytest.raises(ImageError, match="a camera has a number"):
             find([name])
 
+    @pytest.mark.parametrize(
+        ("url", "told"),
+        [
+            ("rtsp://host/live?user=me&password=secret", "rtsp://host/live"),
+            ("rtsp://me:se@cret@host/live?token=secret", "rtsp://host/live"),
+            ("rtsp://host/live?user=a@b&password=secret", "rtsp://..."),
+            ("rtsp://me:sec?ret@host/live", "rtsp://..."),
+        ],
+    )
+    def test_no_secret_of_an_address_is_told(self, url: str, told: str) -> None:
+        assert rtsp(url).where == told
+
     def test_a_stream_is_opened_with_a_deadline_and_named_without_its_password(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
