@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simo_bench import curve, heads
+from simo_bench import curve, heads, trained
 from simo_bench.check import COMMITTED, read
 from simo_bench.filling import command as filling
 from simo_bench.filling import share
@@ -158,6 +158,7 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.relations/1": relations_lines,
     "simo.scaling/1": scaling_lines,
     "simo.study/1": study_lines,
+    "simo.trained/1": lambda found: ["", *trained.table(found).split("\n")],
 }
 
 
