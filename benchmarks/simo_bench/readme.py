@@ -65,6 +65,13 @@ def relations_lines(found: Document) -> list[str]:
     return [f"{len(found['moved'])} tasks, from the base to each expert, lambda {ends}"]
 
 
+def coefficients_lines(found: Document) -> list[str]:
+    """The mean of every task's coefficients over the layers of all blocks."""
+    rows = [row["coefficients"] for row in found["rows"] if row["block"] is not None]
+    means = [f"{task} {statistics.mean(row[task] for row in rows):.2f}" for task in rows[0]]
+    return [f"{found['method']}, {len(rows)} layers, mean coefficients: {', '.join(means)}"]
+
+
 def scaling_lines(found: Document) -> list[str]:
     """What is left of the experts, by how many are merged."""
     return [
@@ -145,6 +152,7 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.ablation/1": ablation_lines,
     "simo.bench.runtime/1": runtime_lines,
     "simo.bench/2": bench_lines,
+    "simo.coefficients/1": coefficients_lines,
     "simo.curve/1": curve_lines,
     "simo.eval/1": eval_lines,
     "simo.eval/2": eval_lines,

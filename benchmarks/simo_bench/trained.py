@@ -68,7 +68,8 @@ def run(work: Workshop) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """Lay out what every phase came to, in Markdown."""
     lines = [
-        "| expert, on `select` | new head | head trained | all trained | best epochs | images | steps |",
+        "| expert, on `select` | new head | head trained | all trained | best epochs | images "
+        "| steps |",
         "| --- | ---: | ---: | ---: | --- | --- | ---: |",
     ]
     for row in found["rows"]:
