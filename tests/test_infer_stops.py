@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -62,7 +63,16 @@ def test_ctrl_c_and_sigterm_keep_what_is_done(workplace: Path, number: int, code
     assert_nothing_hidden(workplace)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let SIGINT be heard: a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_before_there_is_anything_to_keep_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch, number: int
