@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from simo_build.build import build
+from simo_build.costs import of_realign, together
 from simo_build.data import Samples
 from simo_build.encoder import Encoder, randomise
 from simo_build.loading import load_recipe
@@ -259,6 +260,13 @@ def test_the_log_says_how_much_nearer_the_experts_every_block_came(work: Worksho
     before, after = (log["distances"][key] for key in ("before", "after"))
     assert len(before) == len(after) == 2
     assert all(new < old for new, old in zip(after, before, strict=True))
+
+
+def test_no_step_of_an_optimiser_is_made(work: Workshop) -> None:
+    log = calibrated(work, work.base)[1]
+    costs = of_realign({"steps": [{"step": "calibrate", **log}, {"step": "head", "updates": 7}]})
+    assert [cost.steps for cost in costs[:2]] == [0, 7]
+    assert together(costs)["steps"] == 7
 
 
 def test_without_candidates_nothing_of_select_is_looked_at(work: Workshop) -> None:

@@ -26,7 +26,7 @@ def calibrate(bench: Bench, model: SharedModel, step: CalibrateStep) -> tuple[Sh
     samples = bench.work.unlabelled(step.images, "realign.images")
     solve = solver(bench, model.encoder, samples, step.method)
     used = looked_at(step.images, 0, 0, 0)
-    log: Log = {"method": step.method}
+    log: Log = {"method": step.method, "updates": 0}  # nothing is trained
     if step.choose.given():
         found, told = best(bench, model, step, solve)
         used |= looked_at(step.images, 0, *told.pop("select"))
