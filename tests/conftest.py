@@ -40,6 +40,22 @@ def rooms_copy(rooms_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(rooms_bundle, tmp_path / "rooms"))
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny experts, their base and their data; tests write recipes into it."""
+    from tests.tiny import write_workplace
+
+    return write_workplace(tmp_path_factory.mktemp("place")).parent
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:
+    """The splits that are read, and the tasks whose truths are read with them."""
+    from tests.realigning import spied
+
+    return spied(monkeypatch)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[[bytes], Path]:
     """Write bytes to a file whose suffix says nothing true."""

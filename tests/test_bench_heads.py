@@ -6,12 +6,7 @@ import pytest
 
 from simo_bench.heads import run, told
 from simo_runtime.errors import SimoError
-from tests.tiny import SPLITS, opened, write_recipe, write_workplace
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_workplace(tmp_path_factory.mktemp("heads")).parent
+from tests.tiny import SPLITS, opened, write_recipe
 
 
 def test_every_run_is_timed_and_the_middle_one_told(place: Path) -> None:

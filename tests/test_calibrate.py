@@ -37,19 +37,12 @@ from simo_build.statedict import StateDict
 from simo_build.steps import CALIBRATIONS, CalibrateStep
 from simo_build.workshop import Workshop
 from simo_runtime.errors import RecipeError
-from tests.tiny import SIZE, SPLITS, TASKS, moved, opened, write_recipe, write_workplace
+from tests.tiny import SIZE, SPLITS, TASKS, moved, opened, write_recipe
 
 IMAGES = 6
 EXACT = Settings(alpha=1.0, rho=1.0, ridge=1e-6)
 USUAL = Settings(**CALIBRATIONS["featcal"])
 RICH = {"init_values": 0.5, "qk_norm": True, "reg_tokens": 1}  # of an encoder that has all layers
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_workplace(folder)
-    return folder
 
 
 @pytest.fixture

@@ -17,20 +17,8 @@ from simo_build.realign.teachers import compared
 from simo_build.statedict import part
 from simo_build.workshop import against, measure, measure_experts, split_heads
 from simo_runtime.errors import RecipeError
-from tests.realigning import ALONE, JOINT, RELEASED, Reads, aligned, spied
-from tests.tiny import SPLITS, opened, write_recipe, write_workplace
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_workplace(folder)
-    return folder
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    return spied(monkeypatch)
+from tests.realigning import ALONE, JOINT, RELEASED, Reads, aligned
+from tests.tiny import SPLITS, opened, write_recipe
 
 
 def test_every_step_is_tried_here() -> None:

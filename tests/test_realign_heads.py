@@ -11,21 +11,8 @@ from simo_build.build import realign
 from simo_build.costs import of_realign
 from simo_build.merging import merge
 from simo_build.statedict import part
-from tests.realigning import Reads, aligned, spied
-from tests.tiny import SPLITS, opened, write_recipe, write_workplace
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_workplace(folder)
-    return folder
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    return spied(monkeypatch)
-
+from tests.realigning import Reads, aligned
+from tests.tiny import SPLITS, opened, write_recipe
 
 HEADS: dict[str, Any] = {"step": "head", "epochs": 3, "lr": 1e-3, "batch": 3}
 TAUGHT = {**HEADS, "labels": False, "outputs": 1}

@@ -16,21 +16,8 @@ from simo_build.merging import merge
 from simo_build.realign import bench, joint, teachers
 from simo_build.realign.teachers import asked, by_output
 from simo_build.steps import DistillStep
-from tests.realigning import Reads, aligned, spied
-from tests.tiny import SPLITS, opened, write_recipe, write_workplace
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_workplace(folder)
-    return folder
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    return spied(monkeypatch)
-
+from tests.realigning import Reads, aligned
+from tests.tiny import SPLITS, opened, write_recipe
 
 VIEWS: dict[str, Any] = {"views": 3, "scales": [1.0, 1.5], "jitter": {"brightness": 0.2}}
 

@@ -8,14 +8,13 @@ from simo_bench.epochs import draw
 from simo_bench.trained import row_of, run, table
 from simo_build.checkpoints import Expert
 from simo_runtime.errors import CheckpointError
-from tests.tiny import opened, write_recipe, write_workplace
+from tests.tiny import opened, write_recipe
 
 TRAIN = {"batch": 2, "head": {"epochs": 3, "lr": 1e-3}, "full": {"epochs": 2, "lr": 1e-4}}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    place = write_workplace(tmp_path_factory.mktemp("trained")).parent
+def found(place: Path) -> dict[str, object]:
     tasks = {task: {"kind": task, "target": {"folder": task}} for task in ("depth", "normals")}
     return run(opened(write_recipe(place, tasks, train=TRAIN, train_missing=True)))
 
