@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from simo_bench.trained import PHASES
 from simo_build.evaluate import titled
 from simo_build.plots import COLOURS
 from simo_runtime.metrics import METRICS
-
-PHASES = {"head": "the head alone", "full": "encoder and head"}
 
 
 def draw(found: Mapping[str, Any]) -> Figure:

@@ -33,7 +33,8 @@ from simo_build.workshop import Workshop
 from simo_runtime.errors import CheckpointError
 
 SCHEMA = "simo.trained/1"
-PHASES = ("head", "full")  # in the order of training
+# In the order of training, and how a picture calls them.
+PHASES = {"head": "the head alone", "full": "encoder and head"}
 Row = dict[str, Any]
 
 
