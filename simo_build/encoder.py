@@ -29,8 +29,18 @@ CLASSIFIER = ("head.", "head_dist.", "fc_norm.", "head_drop.")
 # What a recipe may say in `encoder.options`: the architecture. The image's size and colours have
 # keys of their own, and weights come from `base` alone (timm's other options would load some).
 ELSEWHERE = {"self", "img_size", "in_chans", "num_classes", "device", "dtype", "weight_init"}
+# These draw from torch's own generator, which nothing seeds: two trainings would differ.
+DRAWN = {
+    "drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+}
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError)
-OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE
+DINOV2_OFFSET = 0.1
+OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE - DRAWN
 
 
 def _beside(block: nn.Module, given: tuple[Tensor, ...], out_BSD: Tensor) -> Tensor:
@@ -130,6 +140,11 @@ def make_vit(part: EncoderPart) -> VisionTransformer:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise RecipeError(f"encoder.model: timm has no {part.model!r}{hint}")
     for name in part.options:
+        if name in DRAWN:
+            raise RecipeError(
+                f"encoder.options.{name}: it would draw at random, and two trainings would differ; "
+                "leave it out"
+            )
         if name not in OPTIONS:
             raise unknown("encoder.options", name, OPTIONS)
     try:
@@ -214,8 +229,22 @@ def resampled(state: StateDict, encoder: Encoder, image_size: tuple[int, int] | 
     grid = _grid(old.shape[1] - prefix, encoder, image_size)
     if grid in (None, new):
         return state
-    moved = resample_abs_pos_embed(old, new_size=new, old_size=grid, num_prefix_tokens=prefix)
+    if encoder.part.positions == "dinov2":
+        moved = torch.cat((old[:, :prefix], as_dinov2(old[:, prefix:], grid, new)), dim=1)
+    else:
+        moved = resample_abs_pos_embed(old, new_size=new, old_size=grid, num_prefix_tokens=prefix)
     return {**state, "pos_embed": moved}
+
+
+def as_dinov2(old_1ND: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resample a position embedding as DINOv2's published code does in every forward pass.
+
+    It is bicubic, not smoothed, and its scale is that of a grid larger by a tenth of a patch.
+    """
+    maps_1Dhw = old_1ND.unflatten(1, grid).permute(0, 3, 1, 2)
+    scale = tuple((to + DINOV2_OFFSET) / side for to, side in zip(new, grid, strict=True))
+    moved_1Dhw = F.interpolate(maps_1Dhw.float(), scale_factor=scale, mode="bicubic")
+    return moved_1Dhw.flatten(2).transpose(1, 2).to(old_1ND.dtype)
 
 
 def _grid(

@@ -83,7 +83,7 @@ class Gauge:
             )
         return Measured(specs, sums)
 
-    def bundle(self, bundle: Bundle) -> Measured:
+    def bundle(self, bundle: Bundle, precision: str = "fp32") -> Measured:
         """What is deployed, in the default backend; the metrics are the recipe's.
 
         Images have the recipe's size, to which the runtime brings predictions back.
@@ -91,9 +91,9 @@ class Gauge:
         specs = self.work.recipe.specs()
         tasks = [task.name for task in bundle.manifest.tasks]
         sums: dict[str, list[Any]] = {task: [] for task in tasks}
-        with Predictor.open(bundle) as predict:
+        with Predictor.open(bundle, precision=precision) as predict:
             every = range(len(self.samples))
-            label = f"bundle {bundle.manifest.name}"
+            label = f"bundle {bundle.manifest.name}, {precision}"
             for index in self.work.stages.progress.track(every, label):
                 found = predict(self.samples.images[index], colours="RGB")
                 for task in tasks:

@@ -31,6 +31,7 @@ from simo_build.stages import Result
 from simo_build.statedict import StateDict
 from simo_build.workshop import Workshop, measure, measure_experts, split_heads
 from simo_runtime.bundle import REPORTS, Bundle
+from simo_runtime.errors import BackendError
 from simo_runtime.metrics import metric_named, performances
 from simo_runtime.tasks import TaskSpec
 
@@ -140,7 +141,15 @@ class Ledger:
         if work.recipe.realign:
             found[ALIGNED] = self.aligned.log["metrics"]
         found[FOLDED] = self.folded(select)
-        found[ONNX] = Gauge(work, select).bundle(self.bundle).metrics()
+        gauge = Gauge(work, select)
+        found[ONNX] = gauge.bundle(self.bundle).metrics()
+        for precision in self.bundle.manifest.graphs:
+            if precision == "fp32":
+                continue
+            try:
+                found[f"{ONNX}, {precision}"] = gauge.bundle(self.bundle, precision).metrics()
+            except BackendError as error:  # a CPU has no bf16
+                work.stages.progress.say(f"report: without {precision}, not run here: {error}")
         return found
 
     def encoder(self) -> StateDict:
@@ -255,10 +264,11 @@ def stage_tables(
         note=f"On the {images} images of the select split, on which parameters and epochs were "
         "chosen: the test split mostly gives less. Beside a metric stands its share of the "
         "expert's performance. Equation 1 is the mean of these shares, less 100 %; equation 2 is "
-        "the mean relative change. simo-eval measures controls, intervals and the test split.",
+        "the mean relative change. A precision without a row was not run on the machine of the "
+        "build. simo-eval measures controls, intervals and the test split.",
         head=("", *heads, "eq. 1 - 100 %", "eq. 2"),
         rows=tuple(rows),
-        strong=len(rows) - 1,
+        strong=list(stages).index(ONNX),
     )
 
 

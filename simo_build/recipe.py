@@ -7,7 +7,13 @@ environment variable SIMO_DATA; any other relative path is relative to the recip
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from simo_build.exporting import ExportPart
 from simo_build.parts import JitterPart, Part, Positive, Rate, Scales, Seed, Triple
@@ -35,6 +41,15 @@ class EncoderPart(Part):
     options: dict[str, Any] = Field(default={})  # keyword arguments for timm.create_model
     taps: tuple[Positive, ...] = (3, 6, 9, 12)  # blocks after which features are taken, from 1
     norm: bool = False  # whether the encoder's final norm is applied to the taps
+    positions: Literal["timm", "dinov2"] = "timm"  # whose way to resample the position embedding
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `positions` where it is the default: files from before it keep their hashes."""
+        told: dict[str, Any] = plain(self)
+        if self.positions == "timm":
+            told.pop("positions", None)
+        return told
 
     @field_validator("taps")
     @classmethod

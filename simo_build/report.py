@@ -1,5 +1,6 @@
 """simo-eval: the metrics after every stage of a recipe, on one split, with where they come from."""
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,21 +72,30 @@ def described(work: Workshop, schema: str, program: str) -> dict[str, Any]:
 
 
 def study_bundles(
-    loaded: LoadedRecipe, folders: Sequence[Path], split: str, *, stages: Path, progress: Progress
+    loaded: LoadedRecipe,
+    folders: Sequence[Path],
+    split: str,
+    *,
+    stages: Path,
+    progress: Progress,
+    precisions: Sequence[str] = ("fp32",),
 ) -> dict[str, Any]:
     """Measure finished bundles through the runtime, on the data and against a recipe's experts.
 
-    They may come from any recipe; BundleError says which task of one does not fit. The first is
-    compared with all others.
+    They may come from any recipe; BundleError says which task of one does not fit. Each is measured
+    in every precision that is asked for. The first is compared with all others.
     """
     check_measurable(loaded)
     bundles = [Bundle.open(folder) for folder in folders]
+    for bundle, precision in itertools.product(bundles, precisions):
+        bundle.manifest.graph_files(precision)  # refuses one that is not there, before all work
     loaded = with_tasks_of(loaded, bundles)
     sheet = Sheet(Workshop(loaded, Stages(stages, progress)), split)
     sheet.experts()
     for bundle, name in zip(bundles, names_of(bundles), strict=True):
-        provenance = bundle.manifest.provenance
-        sheet.bundle(name, bundle, built_from(provenance))
+        costs = built_from(bundle.manifest.provenance)
+        for precision in dict.fromkeys(precisions):
+            sheet.bundle(name, bundle, costs, precision)
     return {
         **sheet.document(),
         "bundles": {
@@ -176,9 +186,12 @@ class Sheet:
             measured = self.gauge.model(model)
             self._add(model.name, measured, model.parameters(), model.costs)
 
-    def bundle(self, name: str, bundle: Bundle, costs: Sequence[Cost]) -> None:
-        """Add the row of a bundle."""
-        self._add(name, self.gauge.bundle(bundle), graph_weights(bundle), costs)
+    def bundle(
+        self, name: str, bundle: Bundle, costs: Sequence[Cost], precision: str = "fp32"
+    ) -> None:
+        """Add the row of a bundle in one precision."""
+        name = name if precision == "fp32" else f"{name}, {precision}"
+        self._add(name, self.gauge.bundle(bundle, precision), graph_weights(bundle), costs)
 
     def _add(
         self, name: str, measured: Measured, parameters: dict[str, int], costs: Sequence[Cost]

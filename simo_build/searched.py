@@ -128,6 +128,7 @@ class ExpertSearched:
             return path
         about = description(rated.recipe, task, base_hash) | {
             "key": expert_key(rated, task, base_hash),
+            "images": {role: len(split) for role, split in self._samples.items()},
             "select": {
                 phase: json.loads(json.dumps(vars(tried.outcome))) for phase, tried in best.items()
             },

@@ -8,6 +8,15 @@ from simo_build.recipe import TaskPart
 from simo_build.sources import LEARNING, ROLES, DataPart
 from simo_runtime.errors import DataError, UnknownNameError, listing
 
+# Pairs of roles that may share images, but better do not. That `unlabelled` has those of `train` or
+# `realign` is no matter: it is learnt from without labels, and nothing is judged by either.
+SHARED = (
+    ("realign", "train"),
+    ("select", "train"),
+    ("select", "realign"),
+    ("select", "unlabelled"),
+)
+
 
 def names_of(dataset: Dataset, split: str) -> list[str]:
     """Name the images of a split; DataError if one is listed twice."""
@@ -40,7 +49,7 @@ def overlaps(dataset: Dataset, data: DataPart) -> Iterator[str]:
     head's best epoch, is then judged by images that something has learnt from.
     """
     every = _there(dataset, data)
-    for one, other in (("realign", "train"), ("select", "train"), ("select", "realign")):
+    for one, other in SHARED:
         names = set(every.get(other, ()))
         if shared := sum(name in names for name in every.get(one, ())):
             yield (

@@ -137,7 +137,7 @@ class LoraStep(JointStep):
     rank: Positive = 16
     scale: Annotated[float, Field(gt=0)] = 1.0  # W + scale B A
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)] = ("qkv", "proj", "fc1", "fc2")
-    lr: Rate = 1e-3
+    lr: Rate = 3e-4
     weight_decay: Weight = 0.0
 
 
@@ -148,7 +148,7 @@ class RepresentationStep(JointStep):
     variant: Literal["paper", "released"] = "paper"  # f(x) + B A x, or y - U ReLU(D y) of y = f(x)
     heads: Literal["all", "none"] = "all"  # none: the maps alone are trained
     rank: Positive = 16
-    lr: Rate = 1e-3
+    lr: Rate = 1e-4
     weight_decay: Weight = 0.0
 
 

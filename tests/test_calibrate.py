@@ -174,6 +174,11 @@ def test_merging_methods_add_what_still_parts_the_experts(work: Workshop, method
     assert METHODS[method].needs == "grams"
 
 
+def test_images_that_say_too_little_are_told_of_as_the_steps(work: Workshop) -> None:
+    with pytest.raises(RecipeError, match=r"^realign: calibrate by regmean: on these images the"):
+        calibrated(work, work.base, method="regmean", off_diagonal=1.0, images=1)
+
+
 # The closed forms, worked by hand
 
 

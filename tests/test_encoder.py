@@ -1,12 +1,13 @@
 """The shared encoder: which models it takes, its sizes and taps, and its random weights."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from simo_build.encoder import Encoder, make_vit, randomise
+from simo_build.encoder import DRAWN, Encoder, make_vit, randomise, resampled
 from simo_build.recipe import EncoderPart, ImagePart
 from simo_build.statedict import state_hash
 from simo_runtime.errors import CheckpointError, RecipeError, UnknownNameError
@@ -105,6 +106,12 @@ def test_taps_must_ascend() -> None:
         EncoderPart(model=MODEL, taps=(3, 1))
 
 
+@pytest.mark.parametrize("option", sorted(DRAWN))
+def test_what_would_draw_at_random_is_refused(option: str) -> None:
+    with pytest.raises(RecipeError, match=rf"encoder\.options\.{option}: it would draw at random"):
+        make_vit(EncoderPart(model=MODEL, options={**SMALL, option: 0.1}, taps=(1,)))
+
+
 # Sizes and taps
 
 
@@ -186,3 +193,41 @@ def test_weights_that_do_not_fit_are_listed_at_most_five() -> None:
     wide = make_encoder(embed_dim=64).weights()
     with pytest.raises(CheckpointError, match=r"(?s)some\.pt: .* do not fit .*  and \d+ more\Z"):
         make_encoder().load(wide, source="some.pt")
+
+
+# Positions
+
+
+def dinov2s_own(old_1ND: Tensor, rows: int, columns: int) -> Tensor:
+    """Resample as DINOv2 says: a sample of the new grid is (i + 0.5) * old / (new + 0.1) - 0.5."""
+    side = math.isqrt(old_1ND.shape[1])
+    grid_hwD = old_1ND[0].reshape(side, side, -1).double()
+    for axis, count in enumerate((rows, columns)):
+        at = (torch.arange(count).double() + 0.5) * side / (count + 0.1) - 0.5
+        first = at.floor()
+        total = torch.zeros(())
+        for tap in (-1, 0, 1, 2):
+            away = (at - first - tap).abs()
+            near = 1.25 * away**3 - 2.25 * away**2 + 1  # Keys' cubic of a = -0.75
+            far = -0.75 * (away**3 - 5 * away**2 + 8 * away - 4)
+            taken = grid_hwD.index_select(axis, (first + tap).clamp(0, side - 1).long())
+            weight = torch.where(away <= 1, near, far)
+            total = total + taken * weight.reshape([-1 if one == axis else 1 for one in range(3)])
+        grid_hwD = total
+    return grid_hwD.flatten(0, 1)[None].float()
+
+
+def test_positions_are_resampled_as_dinov2_does() -> None:
+    part = EncoderPart(model=MODEL, options=SMALL, taps=(1,), positions="dinov2")
+    encoder = Encoder(part, ImagePart(size=(32, 48)))  # 2 x 3 patches
+    old = torch.randn((1, 1 + 7 * 7, 32), generator=torch.Generator().manual_seed(0))
+    moved = resampled({"pos_embed": old}, encoder, (112, 112))["pos_embed"]
+    torch.testing.assert_close(moved[:, :1], old[:, :1], rtol=0, atol=0)
+    torch.testing.assert_close(moved[:, 1:], dinov2s_own(old[:, 1:], 2, 3), rtol=1e-4, atol=1e-5)
+    timms = resampled({"pos_embed": old}, make_encoder(taps=(1,)), (112, 112))["pos_embed"]
+    assert not torch.allclose(timms, moved, atol=0.1)  # which is smoothed
+
+
+def test_a_description_without_positions_is_what_it_was() -> None:
+    assert "positions" not in EncoderPart(model=MODEL).model_dump(mode="json")
+    assert EncoderPart(model=MODEL, positions="dinov2").model_dump()["positions"] == "dinov2"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from simo_build import report
+from simo_build.build import build
 from simo_build.cli import eval_command
 from simo_build.loading import load_recipe
 from simo_build.progress import Silent
 from simo_build.rows import CONTROLS, controls, head_step
 from simo_build.steps import HeadStep
 from simo_runtime.bundle import MANIFEST
-from simo_runtime.errors import BundleError
+from simo_runtime.errors import BundleError, UnknownNameError
 from tests.tiny import SPLITS, opened, write_recipe, write_workplace
 
 DISTILL = {"step": "distill", "views": 1, "epochs": 2, "lr": 3e-3, "batch": 3}
@@ -173,10 +175,36 @@ def test_heads_are_re_aligned_as_the_recipe_does_it(place: Path) -> None:
     assert head_step(other) == HeadStep(step="head")
 
 
-def measured(place: Path, *bundles: Path, **changes: Any) -> dict[str, Any]:
+def measured(
+    place: Path, *bundles: Path, precisions: Sequence[str] = ("fp32",), **changes: Any
+) -> dict[str, Any]:
     loaded = load_recipe(str(write_recipe(place, **changes)))
     stages = place / "out" / ".stages"
-    return report.study_bundles(loaded, bundles, "select", stages=stages, progress=Silent())
+    return report.study_bundles(
+        loaded, bundles, "select", stages=stages, progress=Silent(), precisions=precisions
+    )
+
+
+def test_a_bundle_is_measured_in_every_precision_that_is_asked_for(
+    place: Path, tmp_path: Path
+) -> None:
+    wide = {"cosine": 0.1, "patch_cosine": 0.1, "frobenius": 1, "argmax": 0.01, "metric_change": 1}
+    recipe = write_recipe(place, export={"precisions": ["fp32", "int8"], "gate": {"int8": wide}})
+    build(load_recipe(str(recipe)), tmp_path / "narrow", progress=Silent())
+    told = measured(place, tmp_path / "narrow", precisions=("fp32", "int8"))
+    plain, narrow = told["rows"][1:]
+    assert [plain["row"], narrow["row"]] == ["bundle tiny", "bundle tiny, int8"]
+    assert narrow["metrics"] != plain["metrics"]
+    assert told["comparisons"][0]["against"] == "bundle tiny, int8"
+    with pytest.raises(UnknownNameError, match="unknown precision 'fp16'"):
+        measured(place, tmp_path / "narrow", precisions=("fp16",))
+
+
+def test_a_precision_is_of_a_finished_bundle(place: Path) -> None:
+    options = ["--recipe", str(place / "tiny.yaml"), "--precision", "int8"]
+    told = CliRunner().invoke(eval_command, options)
+    assert told.exit_code == 2
+    assert "give it with --bundle" in told.output
 
 
 def test_a_finished_bundle_is_measured_as_in_its_study(

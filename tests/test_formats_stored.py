@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simo_build.formats import FORMATS
 from simo_build.formats.splits import parted, shuffled
@@ -15,7 +16,7 @@ from simo_build.sources import UNTARGETED, Target
 from simo_runtime.errors import DataError
 from simo_runtime.metrics import IGNORE
 from simo_runtime.tasks import KINDS
-from tests.datasets import Array, save
+from tests.datasets import Array, grey, save
 
 WHERE = Path("map.png")
 ANY = Target(folder="maps")
@@ -87,11 +88,25 @@ def test_log_depth_is_of_the_metres_and_nan_where_there_are_none() -> None:
 def test_stored_normals_are_centred_on_half_of_the_highest(
     dtype: type[np.unsignedinteger[Any]], top: int
 ) -> None:
-    # 1, 1, -1 has the length of sqrt(3); black is invalid
-    truth = found("normals", np.array([[[top, top, 0], [0, 0, 0]]], dtype))
+    # 1, 1, -1 has the length of sqrt(3); black is invalid, and so is the grey that 0 would be
+    greys = [[top // 2] * 3, [top // 2 + 1] * 3]
+    truth = found("normals", np.array([[[top, top, 0], [0, 0, 0], *greys]], dtype))
     assert truth.dtype == np.float32
     assert truth[0, 0].tolist() == pytest.approx([3**-0.5, 3**-0.5, -(3**-0.5)])
-    assert truth[0, 1].tolist() == [0, 0, 0]
+    assert not truth[0, 1:].any()
+
+
+def test_classes_in_a_palette_are_its_indices(tmp_path: Path) -> None:
+    path, indices = tmp_path / "0.png", np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette([128, 0, 0, 0, 128, 0] + [7] * 762)
+    image.save(path)
+    raw = read_stored(path)
+    assert raw.shape == (2, 3, 3)
+    assert decode(raw, path, SEG, Coding()).tolist() == indices.tolist()
+    save(path, grey(1))
+    with pytest.raises(DataError, match="the class of every pixel, not its colour"):
+        decode(read_stored(path), path, SEG, Coding())
 
 
 def test_floats_are_normals_as_they_are_made_unit_and_turned_by_their_signs() -> None:

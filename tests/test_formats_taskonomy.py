@@ -99,6 +99,14 @@ def test_a_mask_takes_truths_away_but_not_classes(buildings: Path) -> None:
     assert np.array_equal(np.isfinite(truths["same"]).all(axis=-1), known)
 
 
+def test_a_mask_that_is_not_there_is_named_before_anything_is_read(buildings: Path) -> None:
+    first, *others = BUILDINGS["train"]
+    for building in others:
+        domain(buildings, "mask_valid", building, "point_0_view_0", np.ones((4, 5), np.uint8))
+    with pytest.raises(DataError, match=rf"1 of the 8 images .*\n.*{first}.*depth_zbuffer\.png"):
+        read(rooms(buildings))
+
+
 def test_taskonomy_has_the_papers_buildings(buildings: Path) -> None:
     data = open_dataset(rooms(buildings))
     assert [name.split("/")[0] for name in data.ids("train")] == [

@@ -53,6 +53,19 @@ def tables(log: dict[str, Any], work: Workshop) -> str:
     return to_markdown(Page(title="", lead="", figures=(), tables=found))
 
 
+def test_every_precision_that_runs_here_has_a_row(place: Path, tmp_path: Path) -> None:
+    wide = {"cosine": 0.1, "patch_cosine": 0.1, "frobenius": 1, "argmax": 0.01, "metric_change": 1}
+    narrow = ["fp16", "bf16", "int8"]
+    export = {"precisions": ["fp32", *narrow], "gate": dict.fromkeys(narrow, wide)}
+    bundle = built(place, tmp_path / "tiny", export=export)
+    assert set(bundle.manifest.graphs) == {"fp32", *narrow}
+    markdown, _ = texts(bundle)
+    assert "| **in ONNX Runtime** |" in markdown
+    assert "| in ONNX Runtime, fp16 |" in markdown
+    assert "| in ONNX Runtime, int8 |" in markdown
+    assert "ONNX Runtime, bf16" not in markdown  # no kernels of it for a CPU
+
+
 def texts(bundle: Bundle) -> tuple[str, str]:
     markdown, page = (bundle.root / name for name in REPORTS)
     return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from simo_build.build import build
@@ -84,10 +85,35 @@ def test_stages_of_an_earlier_build_are_kept(place: Path) -> None:
     assert "[a bundle is there, and would be replaced]" in told
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_plan_takes_an_unreadable_image_as_a_build_does(place: Path, skip: bool) -> None:
+    data = yaml.safe_load((place / "tiny.yaml").read_text())["data"]
+    first = json.loads((place / "data" / "meta.json").read_text())["splits"]["realign"][0]
+    images = sorted((place / "data" / "rgb").iterdir())
+    images[first].write_text("text")
+    found = planned(place, data={**data, "skip_unreadable": skip})
+    assert [images[first].name in fault for fault in found.faults] == ([] if skip else [True])
+    for image in images:
+        image.write_text("text")
+    assert len(planned(place, data={**data, "skip_unreadable": True}).faults) == 2  # of two splits
+
+
 @pytest.mark.parametrize(
     ("realign", "told"),
     [
-        ([], "2 realign nothing: heads stay as they are"),
+        ([], "2 realign nothing: heads stay as they are, and lose what merging cost; `realign: ["),
+        (
+            [{"step": "calibrate", "images": 4}],
+            "calibrate: the encoder, on 4 images of realign, without labels",
+        ),
+        (
+            [{"step": "calibrate", "images": 4, "choose": {"rho": [1, 2]}}],
+            "calibrate: the encoder, chosen by 3 images of select with labels, on 4 images of",
+        ),
+        (
+            [{"step": "calibrate", "images": 4, "choose": {"rho": [1]}, "by": "teachers"}],
+            "calibrate: the encoder, chosen by 3 images of select without labels, on 4 images",
+        ),
         (
             [{"step": "head", "flip": False, "batch": 4, "epochs": 3}],
             "head: 2 heads, each 6 steps in 3 epochs on 6 images of realign, with labels; the best "

@@ -89,6 +89,13 @@ def test_only_joint_steps_change_the_encoder(place: Path, tmp_path: Path) -> Non
             6,
             3,
         ),
+        # an expert's own loss is of the truths of select
+        (
+            {"step": "distill", "views": 1, "labels": True, "units": "experts", "by": "teachers"},
+            6,
+            6,
+            3,
+        ),
         ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}}, 4, 0, 3),
         ({"step": "calibrate", "images": 4, "choose": {"rho": [1]}, "by": "teachers"}, 4, 0, 0),
     ],

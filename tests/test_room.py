@@ -19,6 +19,7 @@ from simo_runtime.errors import DataError
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let everything over 100 bytes lie in a file, in a folder that is given back."""
     monkeypatch.setattr(room, "LIMIT", 100)
+    monkeypatch.setattr(room._Held, "bytes", 0)  # what other tests hold
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -35,6 +36,15 @@ def in_a_file(array: np.ndarray) -> bool:
 def test_what_fits_is_in_memory(small: Path) -> None:
     assert not in_a_file(room_for((100,), np.uint8))
     assert not in_a_file(room_for((0, 3), np.float32))
+
+
+def test_what_is_still_held_counts(small: Path) -> None:
+    first = room_for((60,), np.uint8)
+    kept = first[10:20]  # a view keeps the whole
+    del first
+    assert in_a_file(room_for((60,), np.uint8))
+    del kept
+    assert not in_a_file(room_for((60,), np.uint8))
 
 
 def test_what_is_larger_is_in_a_file_without_a_name(small: Path) -> None:

@@ -127,9 +127,9 @@ def test_the_file_is_what_training_with_the_printed_lines_gives(
 
 
 def told_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a file says of itself, without what training alone took: a search took more."""
+    """Read what a file says of itself, without the time of training alone: a search took more."""
     about = json.loads(metadata["simo"])
-    return {key: value for key, value in about.items() if key not in ("seconds", "images")}
+    return {key: value for key, value in about.items() if key != "seconds"}
 
 
 def test_what_is_printed_is_the_best_trial(found: tuple[Found, Path]) -> None:

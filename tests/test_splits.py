@@ -102,6 +102,12 @@ def test_a_data_set_without_a_test_split_can_be_learnt_from(root: Path) -> None:
             {"select": [2]},
             ["data: 1 of the 1 image of data.select ('select') also in data.train ('train')"],
         ),
+        (
+            {"unlabelled": "select"},
+            {},
+            ["data: 1 of the 1 image of data.select ('select') also in data.unlabelled ('select')"],
+        ),
+        ({"unlabelled": "train"}, {}, []),
     ],
 )
 def test_what_the_other_splits_share_is_said(

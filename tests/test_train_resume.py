@@ -267,9 +267,13 @@ def test_a_bar_shows_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def aligned(
-    place: Path, out: Path, progress: Silent | None = None, scalars: Scalars | None = None
+    place: Path,
+    out: Path,
+    progress: Silent | None = None,
+    scalars: Scalars | None = None,
+    steps: list[dict[str, Any]] = STEPS,
 ) -> Result:
-    work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=STEPS))
+    work = opened(write_recipe(place, merge={"params": {"alpha": 0.5}}, realign=steps))
     work.stages, work.scalars = Stages(out, progress or Silent()), scalars
     return realign(work, merge(work))
 
@@ -296,6 +300,31 @@ def test_steps_of_realignment_go_on_after_kills(place: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "killed").glob("*.state"))
     assert any(line.startswith("re-align: kept, ") for line in said.lines)
     assert any(line.startswith("re-align heads: goes on after epoch 2") for line in said.lines)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": "lora", "rank": 2},
+        {"step": "representation", "rank": 2},
+        {"step": "tint"},
+        {"step": "distill", "precision": "bf16"},  # with fresh views, enlarged and recoloured
+    ],
+    ids=lambda step: str(step["step"]),
+)
+def test_every_step_that_trains_goes_on_bit_for_bit(
+    place: Path, tmp_path: Path, step: dict[str, Any]
+) -> None:
+    steps = [{**QUICK, **step}]
+    whole = aligned(place, tmp_path / "whole", steps=steps)
+    epoch = whole.log["steps"][0]["updates"] // QUICK["epochs"]
+    with kill_at(joint.Lessons, "loss", epoch + 2), pytest.raises(Killed):
+        aligned(place, tmp_path / "killed", steps=steps)
+    said = Said()
+    found = aligned(place, tmp_path / "killed", said, steps=steps)
+    assert any(line.startswith("re-align: goes on after epoch 1 of 3") for line in said.lines)
+    assert found.log == whole.log
+    assert all(torch.equal(whole.tensors[key], found.tensors[key]) for key in whole.tensors)
 
 
 def benched(place: Path, out: Path) -> tuple[Bench, SharedModel]:

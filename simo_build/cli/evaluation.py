@@ -35,6 +35,14 @@ from simo_build.cli.options import (
     multiple=True,
     help="Measure this finished bundle and build nothing; several are compared with the first.",
 )
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="With --bundle: one that the bundle has; can be given several times.",
+)
 @data_option
 @experts_option
 @polite
@@ -46,6 +54,7 @@ def eval_command(
     out: Path | None,
     controls: bool,
     bundles: tuple[Path, ...],
+    precisions: tuple[str, ...],
     data: Path | None,
     experts: Path,
 ) -> None:
@@ -56,13 +65,17 @@ def eval_command(
     """
     if bundles and (out is not None or controls):
         raise click.UsageError("--bundle measures what is finished; -o and --controls build.")
+    if not bundles and precisions != ("fp32",):
+        raise click.UsageError("--precision is of a finished bundle; give it with --bundle.")
     from simo_build.loading import load_recipe
     from simo_build.progress import Bars
     from simo_build.report import study, study_bundles, table
 
     loaded = load_recipe(recipe, data=data, experts=experts)
     if bundles:
-        found = study_bundles(loaded, bundles, split, stages=STAGES, progress=Bars())
+        found = study_bundles(
+            loaded, bundles, split, stages=STAGES, progress=Bars(), precisions=precisions
+        )
     else:
         target = out or BUNDLES / loaded.recipe.name
         found = study(loaded, target, split, progress=Bars(), with_controls=controls)

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from simo_build.recipe import TaskPart
 from simo_runtime.errors import DataError
@@ -21,6 +22,7 @@ from simo_runtime.tasks import kind_named
 
 Array = NDArray[Any]
 Signs = tuple[float, float, float]
+SHORT = 0.1  # a stored normal below this length is none, and its direction is rounding
 FLOATS = ("float16", "float32", "float64")
 
 
@@ -119,13 +121,17 @@ def logarithmic(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArr
 
 
 def directions(raw: Array, path: Path, task: TaskPart, coding: Coding) -> NDArray[np.float32]:
-    """Give unit vectors (H, W, 3); (0, 0, 0) and what is no number become (0, 0, 0)."""
+    """Give unit vectors (H, W, 3); (0, 0, 0) and what is no number become (0, 0, 0).
+
+    Of whole numbers a grey in the middle, 127 or 128, is none either: nobody writes 0 exactly.
+    """
     if raw.shape[2:] != (3,) or raw.dtype.kind not in "uf":
         raise DataError(f"{path}: {raw.dtype} {raw.shape}; normals need (height, width, 3)")
     known = np.isfinite(raw).all(axis=-1) & (raw != 0).any(axis=-1)
     values = raw.astype(np.float32)
     if raw.dtype.kind == "u":
         values = values / np.float32(np.iinfo(raw.dtype).max / 2) - np.float32(1)
+        known &= np.linalg.norm(values, axis=-1) > SHORT
     values = np.where(known[..., None], values, np.float32(0))
     return np.asarray(unit(values) * np.array(coding.signs), np.float32)
 
@@ -164,4 +170,24 @@ def decode(raw: Array, path: Path, task: TaskPart, coding: Coding) -> Array:
         raise DataError(
             f"{path}: {raw.dtype} {raw.shape}; {task.kind} is stored as {' or '.join(coding.types)}"
         )
+    if raw.ndim == 3 and kind_named(task.kind).channels is None and has_palette(path):
+        raw = palette_indices(path)
     return DECODERS[task.kind](raw, path, task, coding)
+
+
+def has_palette(path: Path) -> bool:
+    """Whether a PNG file stores indices into a table of colours, as masks of PASCAL VOC do."""
+    if path.suffix != ".png" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:] == b"\x03"
+
+
+def palette_indices(path: Path) -> NDArray[np.uint8]:
+    """Read the indices, of which OpenCV gives the colours; DataError if the file is damaged."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image, np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: not a whole PNG file: {error}") from error

@@ -15,6 +15,7 @@ it; classes are not masked.
 """
 
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -89,11 +90,16 @@ class TaskonomyDataset(Dataset):
     def _path(self, name: str, folder: str) -> Path:
         return self.root / folder / f"{name}_domain_{DOMAINS.get(folder, folder)}.png"
 
+    @cached_property
+    def _masked(self) -> bool:
+        return (self.root / "mask_valid").is_dir()
+
     def absent(self, name: str, task: TaskPart | None) -> str | None:
         if task is None or task.target is None:
             return no_file(self._path(name, "rgb"))
         coding_of(task)  # refuses a domain that cannot be read, which may well not be there
-        return no_file(self._path(name, task.target.folder))
+        mask = no_file(self._path(name, "mask_valid")) if self._masked else None
+        return no_file(self._path(name, task.target.folder)) or mask
 
     def image(self, name: str) -> NDArray[np.uint8]:
         return read_image(self._path(name, "rgb"))
@@ -104,7 +110,7 @@ class TaskonomyDataset(Dataset):
         return decode(read_stored(path), path, task, coding)
 
     def known(self, name: str) -> NDArray[np.bool_] | None:
-        if not (self.root / "mask_valid").is_dir():
+        if not self._masked:
             return None
         path = self._path(name, "mask_valid")
         raw = read_stored(path)

@@ -3,7 +3,7 @@
 What is not there, or does not fit, is a fault to be told; the rest is planned without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from simo_build.loading import LoadedRecipe
 from simo_build.merging import merge, merge_inputs
 from simo_build.plan.words import many
 from simo_build.progress import Silent
+from simo_build.recipe import Recipe, TaskPart
 from simo_build.sample import read_sample
 from simo_build.size import Sizes, sizes_of
 from simo_build.splits import names_of
@@ -23,7 +24,7 @@ from simo_build.stages import Result, Stages, key_of
 from simo_build.steps import HeadStep, JointStep
 from simo_build.train import expert_path
 from simo_build.workshop import Workshop
-from simo_runtime.errors import SimoError
+from simo_runtime.errors import ImageError, SimoError
 
 Made = TypeVar("Made")
 
@@ -125,7 +126,7 @@ class Site:
         tasks = {} if role == "unlabelled" or recipe.blind else recipe.tasks
         names = names_of(dataset, split)
         check_split(self.loaded, dataset, split, names, list(tasks))
-        read_sample(dataset, names[0], tasks, recipe.image)
+        _read_first(dataset, names, tasks, recipe)
         return len(names)
 
     def images(self, role: str) -> str:
@@ -163,3 +164,18 @@ class Site:
         return work.stages.kept(
             "realign", realign_inputs(work, key_of("merge", merge_inputs(work)))
         )
+
+
+def _read_first(
+    dataset: Dataset, names: Sequence[str], tasks: Mapping[str, TaskPart], recipe: Recipe
+) -> None:
+    """Read the first image that can be read; others are left out only if the recipe says so."""
+    skips = recipe.data is not None and recipe.data.skip_unreadable
+    for number, name in enumerate(names, 1):
+        try:
+            read_sample(dataset, name, tasks, recipe.image)
+        except ImageError:
+            if not skips or number == len(names):
+                raise
+        else:
+            return

@@ -69,16 +69,23 @@ def realigning(site: Site) -> Iterator[str]:
     """Say what every step trains, for how long and on what."""
     steps = site.recipe.realign
     if site.recipe.random_seed is not None or not steps:
-        yield "2 realign nothing: heads stay as they are"
+        yield f"2 realign nothing: heads stay as they are{_advice(site)}"
         return
     yield f"2 realign {many(len(steps), 'step')}{_kept(site, site.aligned)}"
     for step in steps:
         yield f"  {step.step}: {_step(site, step)}"
 
 
+def _advice(site: Site) -> str:
+    if site.recipe.random_seed is not None or site.recipe.data is None:
+        return ""
+    return ", and lose what merging cost; `realign: [{step: distill}]` needs no labels"
+
+
 def _step(site: Site, step: AnyStep) -> str:
     if isinstance(step, CalibrateStep):
-        by = f"chosen by {site.images('select')} of select, " if step.choose else ""
+        judged = f"{site.images('select')} of select {with_labels(step.by == 'select')} labels"
+        by = f"chosen by {judged}, " if step.choose.given() else ""
         return f"the encoder, {by}on {step.images} images of realign, without labels"
     mirrored = " and their mirror images" if step.flip else ""
     seen = f"{site.images('realign')} of realign{mirrored}, {with_labels(step.labels)} labels"

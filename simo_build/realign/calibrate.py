@@ -16,6 +16,7 @@ from simo_build.realign.joint import joined, lessons_of, units_of
 from simo_build.realign.sidebyside import distances
 from simo_build.statedict import StateDict, add, subtract
 from simo_build.steps import CalibrateStep, DistillStep
+from simo_runtime.errors import RecipeError
 
 Params = Mapping[str, float]
 Solve = Callable[[Params], StateDict]
@@ -57,7 +58,11 @@ def solver(bench: Bench, shared: StateDict, samples: Samples, method: str) -> So
     def solve(params: Params) -> StateDict:
         """Merge what still parts the experts from the shared encoder."""
         near, seen = ([Moved(one, device()) for one in many] for many in (deltas, evidence))
-        delta = merging(near, seen, **params)
+        try:
+            delta = merging(near, seen, **params)
+        except RecipeError as error:  # it takes itself for a merge
+            told = str(error).removeprefix("merge: ")
+            raise RecipeError(f"realign: calibrate by {method}: {told}") from error
         return add(shared, {name: tensor.cpu() for name, tensor in delta.items()})
 
     return solve

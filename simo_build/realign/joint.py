@@ -154,9 +154,8 @@ def train_jointly(bench: Bench, joint: Joint, step: JointStep) -> Log:
         scalars=bench.scalars,
         rates=joint.rates(),
     )
-    used = looked_at(
-        len(own), len(own) if step.labels else 0, select, select if step.by == "select" else 0
-    )
+    by_truth = step.by == "select" or step.units == "experts"
+    used = looked_at(len(own), len(own) if step.labels else 0, select, select if by_truth else 0)
     further = {"unlabelled_images": len(more)} if more else {}
     told = {f"{task}.{name}": unit for (task, name), unit in units.items()}
     return {**used, **further, "by": step.by, "units": told, **vars(outcome)}
