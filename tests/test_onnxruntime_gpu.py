@@ -131,12 +131,26 @@ def test_the_cpu_build_and_two_builds_at_once_are_told(
     monkeypatch: pytest.MonkeyPatch, backend: Any
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime_gpu, "_installed", lambda wheel: wheel == "onnxruntime")
+    cpu = {"onnxruntime": Path("site")}
+    monkeypatch.setattr(onnxruntime_gpu, "_folder", cpu.get)
     assert "has no" in (backend.why_not() or "")
     assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in (backend.why_not() or "")
-    monkeypatch.setattr(onnxruntime_gpu, "_installed", lambda wheel: True)
+    monkeypatch.setattr(onnxruntime_gpu, "_folder", lambda wheel: Path("site"))
     assert "are both installed" in (backend.why_not() or "")
     assert backend.facts()["gpu"]
+    monkeypatch.setattr(onnxruntime_gpu, "_folder", Path)  # in folders of their own
+    assert "are both installed" not in (backend.why_not() or "")
+
+
+def test_the_folder_of_a_wheel_is_the_one_it_lies_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    about = tmp_path / "made_up-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")
+    assert onnxruntime_gpu._folder("made-up") is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert onnxruntime_gpu._folder("made-up") == tmp_path.resolve()
 
 
 @gpu_build

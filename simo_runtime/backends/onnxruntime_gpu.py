@@ -12,7 +12,7 @@ import contextlib
 import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from simo_runtime.backends import Joint
@@ -113,8 +113,8 @@ def why_not(provider: str) -> str | None:
 
 
 def _wheels() -> str | None:
-    both = [name for name in ("onnxruntime", WHEEL) if _installed(name)]
-    if len(both) > 1:
+    cpu, gpu = _folder("onnxruntime"), _folder(WHEEL)
+    if cpu is not None and cpu == gpu:  # in two folders the first on the path is imported
         return (
             "onnxruntime and onnxruntime-gpu are both installed, in one folder: "
             f"pip uninstall onnxruntime {WHEEL}, then pip install '{WHEEL}[cuda,cudnn]'"
@@ -123,12 +123,12 @@ def _wheels() -> str | None:
     return import_fault("onnxruntime", wheel=wheel, owners=owners)
 
 
-def _installed(wheel: str) -> bool:
+def _folder(wheel: str) -> Path | None:
+    """Give the folder that a wheel is installed in; None if it is not."""
     try:
-        version(wheel)
+        return Path(str(distribution(wheel).locate_file(""))).resolve()
     except PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _built(provider: str) -> str | None:
