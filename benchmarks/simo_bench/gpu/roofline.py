@@ -7,6 +7,7 @@ import torch
 
 from simo_bench.devices import Device
 from simo_bench.gpu.clock import milliseconds
+from simo_bench.gpu.float32 import exact, tf32
 
 SIDES = (4096, 8192)  # of the matrices; the best of them counts
 COPIED = 1 << 30  # bytes
@@ -44,8 +45,7 @@ def measure_all(*, tiny: bool = False) -> dict[str, Any]:
 
 def peak(name: str, side: int, where: torch.device) -> float:
     """Give the operations a second of a square product."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    tf32(name == "tf32")
     try:
         draw = torch.Generator().manual_seed(0)
         one, two = (
@@ -54,7 +54,7 @@ def peak(name: str, side: int, where: torch.device) -> float:
         out = torch.empty_like(one)
         times = milliseconds(lambda: torch.mm(one, two, out=out), where, runs=20, warm_up=3)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        exact()
     return 2 * side**3 / (min(times) / 1e3)
 
 
