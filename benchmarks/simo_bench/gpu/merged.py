@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simo_bench.curve import recipe_of
+from simo_bench.gpu.deadline import deadline
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.merging import NEEDED
 from simo_build.encoder import Encoder
@@ -24,11 +25,14 @@ def measure(ledger: Ledger, *, work: Path, tiny: bool) -> None:
     """Time every method on the GPU and, but for the slowest, on the CPU."""
     deltas = [delta("toy" if tiny else "vit_base", seed, work) for seed in range(COUNT)]
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    for name in NAMES:
-        ledger.item(f"{name} {gpu}", partial(timed, name, deltas, gpu, tiny))
-    for name in NAMES if gpu == "cuda" else ():
-        if name not in SLOW:
-            ledger.item(f"{name} cpu", partial(timed, name, deltas, "cpu", tiny))
+    with deadline(ledger) as in_time:
+        for name in NAMES:
+            make = partial(timed, name, deltas, gpu, tiny)
+            ledger.item(f"{name} {gpu}", in_time(make))
+        for name in NAMES if gpu == "cuda" else ():
+            if name not in SLOW:
+                make = partial(timed, name, deltas, "cpu", tiny)
+                ledger.item(f"{name} cpu", in_time(make))
 
 
 def delta(shape: str, seed: int, work: Path) -> dict[str, Tensor]:
@@ -41,7 +45,7 @@ def delta(shape: str, seed: int, work: Path) -> dict[str, Tensor]:
 
 
 def timed(name: str, deltas: list[dict[str, Tensor]], where: str, tiny: bool) -> dict[str, Any]:
-    """Merge once to warm up, where that is quick, and once with the clock running."""
+    """Merge once with the clock running, after the libraries were opened."""
     device, method = torch.device(where), METHODS[name]
     params = dict(NEEDED.get(name, {}))
     if tiny and name in SLOW:
