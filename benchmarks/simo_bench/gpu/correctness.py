@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simo_bench.gpu.deadline import deadline
+from simo_bench.gpu.float32 import exact
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.gpu.models import TYPES, Models
-from simo_bench.gpu.passes import COSINE, cosines
+from simo_bench.gpu.passes import agreement
 from simo_bench.merging import FOR_A_GPU, NEEDED
 from simo_build.merge import METHODS, Moved
 
@@ -21,12 +23,14 @@ COUNT = 3  # tasks
 def merging(ledger: Ledger) -> None:
     """Merge the same deltas on the GPU and on the CPU by every data-free method."""
     names = [name for name, one in METHODS.items() if not one.needs]
-    for name in names:
-        ledger.item(f"merging {name}", partial(merged_both, name))
+    exact()
+    with deadline(ledger) as in_time:
+        for name in names:
+            ledger.item(f"merging {name}", in_time(partial(merged_both, name)))
 
 
 def merged_both(name: str) -> dict[str, Any]:
-    """Give the largest relative difference between the two."""
+    """Give the largest relative difference between the two; `reason` if it is too large."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deltas = [small_delta(seed) for seed in range(COUNT)]
     method, params = METHODS[name], dict(NEEDED.get(name, {}))
@@ -34,10 +38,13 @@ def merged_both(name: str) -> dict[str, Any]:
         params["steps"] = 20
     here = method(deltas, None, **params)
     there = method([Moved(one, where) for one in deltas], None, **params)
-    worst = max(
-        float((there[n].cpu() - t).norm() / t.norm().clamp_min(1e-12)) for n, t in here.items()
-    )
-    return {"difference": worst, "passed": worst <= TOLERANCE, "device": where.type}
+    apart = {
+        n: float((there[n].cpu() - t).norm() / t.norm().clamp_min(1e-12)) for n, t in here.items()
+    }
+    wrong = [f"{n}: {one:.2g}" for n, one in apart.items() if not one <= TOLERANCE]  # nor NaN
+    reason = {"reason": f"over {TOLERANCE} apart: {'; '.join(wrong)}"} if wrong else {}
+    worst = max(apart.values())
+    return {"difference": worst, "passed": not wrong, **reason, "device": where.type}
 
 
 def small_delta(seed: int) -> dict[str, Tensor]:
@@ -54,10 +61,12 @@ def small_delta(seed: int) -> dict[str, Tensor]:
 def gates(ledger: Ledger, *, work: Path, tiny: bool) -> None:
     """Hold every precision on this device to float32 on the CPU."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for heads in ("linear", "dpt_small"):
-        for precision in TYPES:
-            make = partial(gate, heads, precision, where, work, tiny=tiny)
-            ledger.item(f"gate {heads} {precision}", make)
+    exact()
+    with deadline(ledger) as in_time:
+        for heads in ("linear", "dpt_small"):
+            for precision in TYPES:
+                make = partial(gate, heads, precision, where, work, tiny=tiny)
+                ledger.item(f"gate {heads} {precision}", in_time(make))
 
 
 @torch.inference_mode()
@@ -70,5 +79,4 @@ def gate(
     there = Models(shape, heads, COUNT, work, where)
     wanted = here.joint(COUNT, "fp32")(here.pixels(2))
     found = [one.cpu() for one in there.joint(COUNT, precision)(there.pixels(2))]
-    rows = dict(zip(here.tasks, cosines(found, wanted), strict=True))
-    return {"cosine": rows, "passed": min(rows.values()) >= COSINE[precision], "device": where.type}
+    return {**agreement(here.tasks, found, wanted, precision), "device": where.type}

@@ -99,56 +99,88 @@ def in_precision(model: Pass, precision: str) -> Pass:
 
 
 class Runner:
-    """A model that is ready to run on fixed pixels, in one of the ways."""
+    """A model that is ready to run in one of the ways, on pixels at a place of its own."""
 
     def __init__(self, model: Pass, pixels: Tensor, way: str, work: Path) -> None:
-        self.given = pixels
-        self._run: Callable[[Tensor], Any] = prepared(model, pixels, way, work)
+        self.given = pixels.clone()
+        self._run: Callable[[Tensor], Any] = prepared(model, self.given, way, work)
         self.stream = torch.cuda.Stream() if pixels.is_cuda else None
-        self.graph: Any = None
-        self.why_not: str | None = None
+        self.graph = torch.cuda.CUDAGraph() if pixels.is_cuda else None
+        self.why_not: str | None = "there are no CUDA graphs on a CPU"  # None: captured
         with torch.inference_mode():
             self.out = self._run(self.given)
-            self._capture()
+            if self.graph is not None:
+                self.why_not = self._capture(self.graph)
+            self._host = [in_host_memory(one) for one in (self.given, *self.out)]
 
-    def _capture(self) -> None:
-        if self.stream is None:
-            self.why_not = "there are no CUDA graphs on a CPU"
-            return
+    @property
+    def captured(self) -> bool:
+        """Tell whether a graph is replayed."""
+        return self.why_not is None
+
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> str | None:
+        """Record the model in a graph; give the reason if it cannot be."""
+        before = torch.cuda.current_stream()
+        assert self.stream is not None
         try:
-            self.stream.wait_stream(torch.cuda.current_stream())
+            self.stream.wait_stream(before)
             with torch.cuda.stream(self.stream):
                 for _ in range(3):
                     self._run(self.given)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            graph = torch.cuda.CUDAGraph()
+            before.wait_stream(self.stream)
             with torch.cuda.graph(graph, stream=self.stream):
                 self.out = self._run(self.given)
-            self.graph = graph
         except RuntimeError as error:
+            # a capture that fails leaves its own stream behind; the graph stays, since the
+            # allocator of memory goes on asking it
+            torch.cuda.set_stream(before)
             torch.cuda.synchronize()
-            self.why_not = str(error)[:200]
+            self.out = self._run(self.given)
+            return str(error)[:200]
+        return None
 
     @torch.inference_mode()
     def __call__(self) -> list[Tensor]:
         """Run on the pixels; on a GPU the results are there when the stream is done."""
-        if self.graph is not None:
+        if self.captured and self.graph is not None:
             self.graph.replay()
         else:
             self.out = self._run(self.given)
         return list(self.out)
 
+    @torch.inference_mode()
+    def with_copies(self) -> list[Tensor]:
+        """Run on pixels in the host's memory, and bring the results there."""
+        pixels, *results = self._host
+        self.given.copy_(pixels, non_blocking=True)
+        for result, one in zip(results, self(), strict=True):
+            result.copy_(one, non_blocking=True)
+        return results
+
+
+def in_host_memory(like: Tensor) -> Tensor:
+    """Give a copy in the host's memory; a GPU's is pinned, for copies that nothing waits for."""
+    return like.cpu().pin_memory() if like.is_cuda else like.clone()
+
 
 def prepared(model: Pass, pixels: Tensor, way: str, work: Path) -> Callable[[Tensor], Any]:
     """Make a model ready: as it is, compiled, or compiled ahead."""
     if way == "compile":
+        from torch._dynamo import config
+
+        # All models share one code object, of which PyTorch would compile 8 and leave the others as
+        # they are; a step has 33 that differ. With fullgraph, what is not compiled raises.
+        config.recompile_limit = 64
         mode = "max-autotune-no-cudagraphs" if pixels.is_cuda else "default"
-        return cast("Callable[[Tensor], Any]", torch.compile(model, mode=mode, dynamic=False))
+        compiled = torch.compile(model, mode=mode, dynamic=False, fullgraph=True)
+        return cast("Callable[[Tensor], Any]", compiled)
     if way == "aot":
         from torch._inductor import aoti_compile_and_package, aoti_load_package
 
         with torch.inference_mode():
             program = torch.export.export(model, (pixels,))
             path = aoti_compile_and_package(program, package_path=str(work / "model.pt2"))
-            return cast("Callable[[Tensor], Any]", aoti_load_package(path))
+        # made for several threads, it asks for an event in every run, which no capture allows
+        loaded = aoti_load_package(path, run_single_threaded=True)
+        return cast("Callable[[Tensor], Any]", loaded)
     return model
