@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -92,12 +91,12 @@ def kernels(runner: Runner, where: torch.device) -> dict[str, float]:
         if cuda:
             torch.cuda.synchronize()
     # an operator on the host has the time of its kernels too, and so have PyTorch's own notes
-    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    kind = "CUDA" if cuda else "CPU"
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     times = {
         one.key: float(getattr(one, key)) / RUNS
         for one in found.key_averages()
-        if one.device_type == kind and not one.is_user_annotation
+        if one.device_type.name == kind and not one.is_user_annotation
     }
     return {name: value for name, value in times.items() if value > 0}
 
