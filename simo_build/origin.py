@@ -90,7 +90,11 @@ def without_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def commit() -> str | None:
-    """Give the commit of the code, marked when files differ from it; None outside a checkout."""
+    """Give the commit of the code, marked when files differ from it.
+
+    Outside a checkout it is what SIMO_COMMIT says, for code that travels without its history, or
+    None.
+    """
     where = Path(__file__).parent
     try:
         told = subprocess.run(
@@ -101,7 +105,7 @@ def commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("SIMO_COMMIT") or None
     return told.stdout.strip()
 
 
