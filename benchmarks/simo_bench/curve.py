@@ -100,10 +100,11 @@ def measure(
     shape: str, heads: str, most: int, options: Options, work: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Benchmark 1 to `most` tasks of one shape with one kind of head."""
+    backend = backends.choose(options.backend).name
     root, rows = bundle_of(shape, heads, most, work, options.precision), []
     for count in range(1, most + 1):
         tasks = tuple(KINDS)[:count]
-        kept = work / f"{root.name}-of-{count}.json"
+        kept = work / f"{root.name}-of-{count}-{backend}.json"
         found = _kept(kept, options)
         if found is None:
             tell(f"{root.name}: {count} of {most} tasks")
@@ -124,6 +125,7 @@ def _kept(path: Path, options: Options) -> dict[str, Any] | None:
     wanted = {key: getattr(options, key) for key in ("rounds", "processes", "longest", "precision")}
     wanted["backend"] = backends.choose(options.backend).name
     wanted["threads"] = options.threads or available_cpus()
+    wanted["batches"] = list(options.batches)
     same = all(found["settings"][key] == value for key, value in wanted.items())
     if options.device is not None:
         same = same and found["limits"]["device"]["name"] == options.device.name
@@ -204,6 +206,13 @@ def study(
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--backend")
 @click.option("--precision", default="fp32", show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Also time batches of this size. Repeatable.",
+)
 @click.option("--device", help="Of the ideal: here (measured), a name, or a JSON of one.")
 @click.option("--who", default="the project", show_default=True)
 @click.option(
@@ -218,13 +227,13 @@ def main(
 ) -> None:  # fmt: skip
     """Time 1 to 6 tasks on one encoder against one model per task."""
     named, threads = chosen.pop("device"), chosen["threads"] or available_cpus()
+    backends.choose(chosen["backend"])  # before anything is measured or built for it
     options = Options(
         **chosen,
         device=device_for(named, chosen["backend"], threads=threads),  # once for all curves
         arms=ARMS,
         seconds=0.0,
         warm_up=2,
-        batches=(),
         extras=False,
         memory=False,
     )
