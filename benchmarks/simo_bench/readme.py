@@ -14,6 +14,7 @@ from simo_bench import curve, heads, trained
 from simo_bench.check import COMMITTED, read
 from simo_bench.filling import command as filling
 from simo_bench.filling import share
+from simo_bench.gpu import table as gpu_table
 from simo_bench.measured import measured
 from simo_runtime.errors import DataError
 
@@ -158,7 +159,7 @@ HEADLINES: dict[str, Callable[[Document], list[str]]] = {
     "simo.eval/2": eval_lines,
     "simo.exports/1": ratio_lines,
     "simo.gate/1": gate_lines,
-    "simo.gpu/1": lambda found: [f"{len(found['steps'])} steps"],
+    "simo.gpu/1": gpu_table.headlines,
     "simo.heads/1": lambda found: [heads.told(found)],
     "simo.merging/1": merging_lines,
     "simo.ranking/1": ranking_lines,
