@@ -189,7 +189,7 @@ def test_the_study_over_tasks_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "r.png").stat().st_size > 10_000
     assert "tasks" not in CliRunner().invoke(curve.main, arguments).stderr
     kept = tmp_path / "work" / "toy-linear-2-of-1-onnxruntime-cpu.json"
-    same = {"rounds": 2, "processes": 1, "threads": 1, "arms": curve.ARMS}
+    same = {"rounds": 2, "processes": 1, "threads": 1, "arms": curve.ARMS, "batches": ()}
     assert curve._kept(kept, Options(**same)) is not None
     assert curve._kept(kept, Options(**{**same, "threads": 2})) is None
     other = device_named("a100", threads=1)

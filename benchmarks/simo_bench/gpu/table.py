@@ -72,7 +72,9 @@ def faults(found: Found) -> list[str]:
                 lines.append(f"WRONG: {name}: {key}: {reason[:200]}")
             elif _on_gpu(found) and not _everything(one.get("captured", True)):
                 lines.append(f"NOT CAPTURED: {name}: {key}: {one.get('why_not_captured')}")
-    commits = {str(one["commit"]) for items in found["items"].values() for one in items.values()}
+    commits = {
+        str(one.get("commit")) for items in found["items"].values() for one in items.values()
+    }
     if len(commits) > 1:
         lines.append(f"items were measured at several commits: {', '.join(sorted(commits))}")
     return lines
