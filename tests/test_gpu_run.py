@@ -20,7 +20,7 @@ from simo_bench.gpu.profile import by_kind
 from simo_bench.gpu.run import DONE, FAILED, LATE, SKIPPED, Run, backend_fault, unpack
 from simo_bench.gpu.step import run as run_step
 from simo_bench.gpu.steps import BACKENDS, BARS, ONE, PRECISIONS, STUDIES, TESTS, Plan, Step
-from simo_bench.gpu.table import ENCODER_FLOP, HEAD_FLOP, bars, collected, faults, table
+from simo_bench.gpu.table import ENCODER_FLOP, HEAD_FLOP, SCHEMA, bars, collected, faults, table
 from simo_bench.readme import section
 from simo_build.loading import load_recipe
 from simo_build.size import sizes_of
@@ -375,6 +375,17 @@ def test_shares_are_of_what_encoder_and_heads_allow() -> None:
     told = table(document(**{"passes-dpt_small-bf16-eager": timed}))
     (row,) = (line for line in told.splitlines() if line.startswith("dpt_small"))
     assert row.split()[-5:] == ["1.98", "(100%)", "1.00", "(50%)", "2.00"]
+
+
+def test_the_page_of_benchmarks_shows_every_pass_and_every_bar() -> None:
+    timed = {"linear bf16 compile 3 tasks, batch 1": item(1.0, 2.85, 2.1)}
+    found = {**document(**{"passes-linear-bf16-compile": timed}), "schema": SCHEMA}
+    page = section("gpu.json", found)
+    assert "| linear bf16 compile 3 tasks, batch 1 | 1.000 | 2.850 | 2.100 | 2.85 (95%) " in page
+    assert (
+        "- linear bf16 compile 3 tasks, batch 1, concurrent: 0.70 of 3.00, asked 0.8: NOT" in page
+    )
+    assert "| hardware | G |" in page
 
 
 @pytest.mark.parametrize("heads", HEAD_FLOP)

@@ -153,7 +153,7 @@ def _passes(found: Found) -> list[str]:
     lines = [list(COLUMNS), *rows(found)]
     for key, one in timed(found, "toy"):
         lines.append([f"toy {key}", *(f"{one['found']['ms'][n]['p50']:.3f}" for n in ARMS)])
-    return ["".join([f"{line[0]:<42}", *(f"{cell:>14}" for cell in line[1:])]) for line in lines]
+    return [f"{one[0]:<42}{''.join(f'{cell:>14}' for cell in one[1:])}".rstrip() for one in lines]
 
 
 def _merging(found: Found) -> list[str]:
