@@ -333,7 +333,7 @@ def item(joint: float, sequential: float, concurrent: float) -> dict[str, Any]:
         "batch": 1,
         "precision": "bf16",
         "commit": "c",
-        "host_ms": {"joint": [joint]},
+        "host_ms_with_copies": {"joint": [joint]},
         "found": {
             "ms": {name: {"p50": value} for name, value in ms.items()},
             "ratios": {name: {"median": ms[name] / joint} for name in ("sequential", "concurrent")},

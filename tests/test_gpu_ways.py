@@ -1,7 +1,6 @@
-"""What a CPU can show of the GPU benchmarks: ways to run, gates, order and deadline, profiles."""
+"""What a CPU can show of the GPU benchmarks: ways to run, gates, order and time, profiles."""
 
 import shutil
-import time
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from simo_bench.gpu import correctness, merged, passes
-from simo_bench.gpu.deadline import VARIABLE, deadline
 from simo_bench.gpu.float32 import exact, tf32
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.gpu.models import Models, Runner
@@ -174,26 +172,23 @@ def test_an_item_begins_if_there_is_as_much_time_as_the_last_one_took(
         now[0] += seconds
         return {"seconds": seconds}
 
-    monkeypatch.setattr("simo_bench.gpu.deadline.time", SimpleNamespace(time=lambda: now[0]))
-    monkeypatch.setenv(VARIABLE, "1030.0")
-    ledger = Ledger(tmp_path / "l.json", 60)
-    with deadline(ledger) as in_time:
-        for key, seconds in {"a": 10.0, "b": 11.0, "c": 1.0}.items():
-            ledger.item(key, in_time(partial(made, seconds)))
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("simo_bench.gpu.ledger.time", clock)
+    ledger = Ledger(tmp_path / "l.json", 30, began=1000.0)
+    for key, seconds in {"a": 10.0, "b": 11.0, "c": 1.0}.items():
+        ledger.item(key, partial(made, seconds))
     assert list(ledger.items) == ["a", "b"]  # 9 seconds are left, and the last one took 11
     assert ledger.late
-    with deadline(ledger) as in_time:  # another call; what is there takes no time
-        for key in "abc":
-            ledger.item(key, in_time(partial(made, 1.0)))
-    assert list(ledger.items) == ["a", "b", "c"]
+    again = Ledger(tmp_path / "l.json", 30, began=now[0])  # what is there takes no time
+    for key in "abc":
+        again.item(key, partial(made, 1.0))
+    assert list(again.items) == ["a", "b", "c"]
+    assert not again.late
 
 
 @pytest.mark.parametrize("kind", ["passes", "merged", "gates", "merging"])
-def test_a_step_leaves_everything_after_its_deadline(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, str(time.time() - 1))
-    ledger = Ledger(tmp_path / "l.json", 60)
+def test_a_step_leaves_everything_after_its_time(kind: str, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l.json", seconds=-1)
     if kind == "passes":
         passes.measure(
             ledger, heads="linear", precision="fp32", way="eager", work=tmp_path, tiny=True

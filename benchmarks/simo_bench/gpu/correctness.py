@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simo_bench.gpu.deadline import deadline
 from simo_bench.gpu.float32 import exact
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.gpu.models import TYPES, Models
@@ -24,9 +23,8 @@ def merging(ledger: Ledger) -> None:
     """Merge the same deltas on the GPU and on the CPU by every data-free method."""
     names = [name for name, one in METHODS.items() if not one.needs]
     exact()
-    with deadline(ledger) as in_time:
-        for name in names:
-            ledger.item(f"merging {name}", in_time(partial(merged_both, name)))
+    for name in names:
+        ledger.item(f"merging {name}", partial(merged_both, name))
 
 
 def merged_both(name: str) -> dict[str, Any]:
@@ -62,11 +60,10 @@ def gates(ledger: Ledger, *, work: Path, tiny: bool) -> None:
     """Hold every precision on this device to float32 on the CPU."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exact()
-    with deadline(ledger) as in_time:
-        for heads in ("linear", "dpt_small"):
-            for precision in TYPES:
-                make = partial(gate, heads, precision, where, work, tiny=tiny)
-                ledger.item(f"gate {heads} {precision}", in_time(make))
+    for heads in ("linear", "dpt_small"):
+        for precision in TYPES:
+            make = partial(gate, heads, precision, where, work, tiny=tiny)
+            ledger.item(f"gate {heads} {precision}", make)
 
 
 @torch.inference_mode()

@@ -23,10 +23,11 @@ class Ledger:
     """
 
     path: Path
-    seconds: float  # after which no more items are begun
+    seconds: float  # for its items; one begins only if as many are left as the last one took
     only: str = ""  # a regular expression that is searched in keys: the others are passed over
     items: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    took: float = 0.0  # seconds of the last item
     late: bool = False  # whether something was left for the next time
 
     def __post_init__(self) -> None:
@@ -47,7 +48,8 @@ class Ledger:
         kept: dict[str, Any] | None = self.items.get(key)
         if kept is not None and fault(kept) is None:
             return kept
-        if time.monotonic() - self.began > self.seconds:
+        began = time.monotonic()
+        if began - self.began + self.took > self.seconds:
             self.late = True
             return None
         try:
@@ -55,6 +57,7 @@ class Ledger:
         except (RuntimeError, ValueError, TypeError, OSError, ImportError, AssertionError) as error:
             # RuntimeError is what PyTorch raises, out of memory too: the next item may well run
             made = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+        self.took = time.monotonic() - began
         self.items[key] = {**made, "commit": self.about["commit"]}
         self.write()
         return None if "failed" in made else self.items[key]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from simo_bench.curve import recipe_of
-from simo_bench.gpu.deadline import deadline
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.merging import NEEDED
 from simo_build.encoder import Encoder
@@ -25,14 +24,13 @@ def measure(ledger: Ledger, *, work: Path, tiny: bool) -> None:
     """Time every method on the GPU and, but for the slowest, on the CPU."""
     deltas = [delta("toy" if tiny else "vit_base", seed, work) for seed in range(COUNT)]
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    with deadline(ledger) as in_time:
-        for name in NAMES:
-            make = partial(timed, name, deltas, gpu, tiny)
-            ledger.item(f"{name} {gpu}", in_time(make))
-        for name in NAMES if gpu == "cuda" else ():
-            if name not in SLOW:
-                make = partial(timed, name, deltas, "cpu", tiny)
-                ledger.item(f"{name} cpu", in_time(make))
+    for name in NAMES:
+        make = partial(timed, name, deltas, gpu, tiny)
+        ledger.item(f"{name} {gpu}", make)
+    for name in NAMES if gpu == "cuda" else ():
+        if name not in SLOW:
+            make = partial(timed, name, deltas, "cpu", tiny)
+            ledger.item(f"{name} cpu", make)
 
 
 def delta(shape: str, seed: int, work: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ out wrong. What a step imports it imports itself: measuring the device needs lit
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,12 +86,14 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=420.0, help="begin no item after these")
+    parser.add_argument("--seconds", type=float, default=420.0, help="for its items")
     parser.add_argument("--items", default="", help="a regular expression; the others wait")
     parser.add_argument("--tiny", action="store_true")
     told = parser.parse_args()
     code = run(told.name, told.out, told.work, told.seconds, tiny=told.tiny, only=told.items)
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # PyTorch, after a capture that failed, may crash in an orderly end
 
 
 if __name__ == "__main__":

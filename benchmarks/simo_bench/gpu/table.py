@@ -222,10 +222,7 @@ def _ways(found: Mapping[str, Found]) -> Iterator[str]:
 
 
 def _ahead_bar(found: Mapping[str, Found], folder: Path) -> Iterator[str]:
-    """Compare the runtime's backends with torch.compile in the same precision.
-
-    A backend's time includes the copies of pixels and outputs, torch.compile's does not.
-    """
+    """Compare the runtime's backends with torch.compile in the same precision, copies included."""
     backends = sorted(folder.glob("tasks-*linear*.json"))
     for path in backends:
         for curve in read(path).get("curves", []):
@@ -235,10 +232,10 @@ def _ahead_bar(found: Mapping[str, Found], folder: Path) -> Iterator[str]:
                 arm = one["found"]["arms"].get("joint", {}).get("ms")
                 if len(one["bundle"]["tasks"]) == 3 and rival and arm:
                     ours = median(t for p in one["processes"] for t in p["ms"]["joint"])
-                    ratio = median(rival["host_ms"]["joint"]) / ours
+                    ratio = median(rival["host_ms_with_copies"]["joint"]) / ours
                     yield (
-                        f"{path.stem}: {ratio:.2f} times as fast as torch.compile, which copies "
-                        f"nothing, asked {AHEAD}: {_met(ratio >= AHEAD)}"
+                        f"{path.stem}: {ratio:.2f} times as fast as torch.compile, copies "
+                        f"included, asked {AHEAD}: {_met(ratio >= AHEAD)}"
                     )
     if not backends:
         yield "against torch.compile: no backend of the runtime was measured"
