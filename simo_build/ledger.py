@@ -7,7 +7,7 @@ only the folded model, the bundle, and a few images for the pictures are run for
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ class Ledger:
         strips = tuple(self.strips()) if self.measurable else ()
         seconds = time.perf_counter() - began
         tables = [
-            *(stage_tables(stages, self.specs, len(self.work.samples["select"])) if stages else []),
+            *(self.stage_tables(stages) if stages else []),
             cost_table([*self.costs(), Cost(stage="report", seconds=seconds)]),
             *choice_tables(self.merged.log, self.specs),
             *history_tables(self.aligned.log, self.specs),
@@ -151,6 +151,13 @@ class Ledger:
             except BackendError as error:  # a CPU has no bf16
                 work.stages.progress.say(f"report: without {precision}, not run here: {error}")
         return found
+
+    def stage_tables(self, stages: Mapping[str, Metrics]) -> Iterator[Table]:
+        """Lay out the metrics after every stage."""
+        narrow = (name for name in self.bundle.manifest.graphs if name != "fp32")
+        unrun = [name for name in narrow if f"{ONNX}, {name}" not in stages]
+        images = len(self.work.samples["select"])
+        yield from stage_tables(stages, self.specs, images, unrun=unrun)
 
     def encoder(self) -> StateDict:
         """Give the weights of the shared encoder at the end."""
@@ -243,9 +250,16 @@ def spread(samples: Samples, count: int) -> Samples:
 
 
 def stage_tables(
-    stages: Mapping[str, Metrics], specs: Mapping[str, TaskSpec], images: int
+    stages: Mapping[str, Metrics],
+    specs: Mapping[str, TaskSpec],
+    images: int,
+    unrun: Sequence[str] = (),
 ) -> Iterator[Table]:
-    """Lay out the metrics after every stage, against the experts."""
+    """Lay out the metrics after every stage, against the experts.
+
+    `unrun` are the bundle's precisions that this machine cannot run.
+    """
+    missing = f" The machine of the build cannot run {' and '.join(unrun)}." if unrun else ""
     experts = stages[EXPERTS]
     kinds = {task: spec.metric for task, spec in specs.items()}
     rows = []
@@ -264,8 +278,8 @@ def stage_tables(
         note=f"On the {images} images of the select split, on which parameters and epochs were "
         "chosen: the test split mostly gives less. Beside a metric stands its share of the "
         "expert's performance. Equation 1 is the mean of these shares, less 100 %; equation 2 is "
-        "the mean relative change. A precision without a row was not run on the machine of the "
-        "build. simo-eval measures controls, intervals and the test split.",
+        f"the mean relative change.{missing} simo-eval measures controls, intervals and the test "
+        "split.",
         head=("", *heads, "eq. 1 - 100 %", "eq. 2"),
         rows=tuple(rows),
         strong=list(stages).index(ONNX),

@@ -64,6 +64,7 @@ def test_every_precision_that_runs_here_has_a_row(place: Path, tmp_path: Path) -
     assert "| in ONNX Runtime, fp16 |" in markdown
     assert "| in ONNX Runtime, int8 |" in markdown
     assert "ONNX Runtime, bf16" not in markdown  # no kernels of it for a CPU
+    assert "The machine of the build cannot run bf16." in markdown
 
 
 def texts(bundle: Bundle) -> tuple[str, str]:
