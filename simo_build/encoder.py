@@ -39,7 +39,7 @@ DRAWN = {
     "drop_path_rate",
 }
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError)
-DINOV2_OFFSET = 0.1
+DINOV2_OFFSET = 0.1  # patches; its `interpolate_offset`, against rounding of the scale
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - ELSEWHERE - DRAWN
 
 

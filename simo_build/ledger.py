@@ -94,7 +94,7 @@ class Ledger:
         strips = tuple(self.strips()) if self.measurable else ()
         seconds = time.perf_counter() - began
         tables = [
-            *(self.stage_tables(stages) if stages else []),
+            *(self.after_stages(stages) if stages else []),
             cost_table([*self.costs(), Cost(stage="report", seconds=seconds)]),
             *choice_tables(self.merged.log, self.specs),
             *history_tables(self.aligned.log, self.specs),
@@ -152,7 +152,7 @@ class Ledger:
                 work.stages.progress.say(f"report: without {precision}, not run here: {error}")
         return found
 
-    def stage_tables(self, stages: Mapping[str, Metrics]) -> Iterator[Table]:
+    def after_stages(self, stages: Mapping[str, Metrics]) -> Iterator[Table]:
         """Lay out the metrics after every stage."""
         narrow = (name for name in self.bundle.manifest.graphs if name != "fp32")
         unrun = [name for name in narrow if f"{ONNX}, {name}" not in stages]
