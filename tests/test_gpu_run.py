@@ -75,7 +75,6 @@ def test_a_smoke_test_runs_a_toy_of_every_way_and_then_the_question(tmp_path: Pa
     assert {"toy-linear-bf16-eager.json", "passes-linear-bf16-eager.json"} <= parts
 
 
-@pytest.mark.slow
 def test_the_whole_script_in_its_tiny_mode(tmp_path: Path) -> None:
     from tests.tiny import write_workplace
 

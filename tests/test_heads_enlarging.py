@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from simo_build.heads import HEADS, Enlarging, Pixels, make_head
@@ -79,6 +80,15 @@ def test_large_steps_are_products_and_small_ones_are_not() -> None:
         made = Resizing((old, old), (new, new))
         assert made.by_products is wanted, (old, new)
         assert not made.state_dict()  # nothing of it is learnt
+
+
+def test_a_model_made_only_for_its_sizes_leaves_the_next_one_its_numbers() -> None:
+    old, new = (3, 5), (12, 20)
+    with torch.device("meta"):
+        assert Resizing(old, new).down_Hh.device.type == "meta"
+    made = Resizing(old, new)
+    maps = torch.randn(1, 2, *old)
+    assert_close(made(maps), F.interpolate(maps, new, mode="bilinear"))
 
 
 def test_gradients_are_those_of_the_whole_image() -> None:

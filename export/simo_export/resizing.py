@@ -3,8 +3,6 @@
 Factors are given and not sizes: a size would put the batch's shape arithmetic into the graph.
 """
 
-from functools import lru_cache
-
 import onnx
 import torch
 import torch.nn.functional as F
@@ -54,7 +52,6 @@ def resizes(node: onnx.NodeProto) -> bool:
     return any(name.rpartition(".")[2] in (DOWN, ACROSS) for name in node.input)
 
 
-@lru_cache
 def shares(coarse: int, fine: int) -> Tensor:
     """Give what every fine row takes of every coarse one, float64 (fine, coarse), bilinearly."""
     unit = torch.eye(coarse, dtype=torch.float64)[None]
