@@ -43,15 +43,24 @@ def compute_features(
 
 
 def collected(parts: Iterable[tuple[slice, list[Tensor]]], count: int) -> list[Tensor]:
-    """Put the taps of some images after others into one (count, S, D) float32 tensor a tap."""
+    """Put tensors of some images after others, float32 or float16, into one of `count` images each.
+
+    One that is float16 at first becomes float32 once a part of it is.
+    """
     whole: list[Tensor] = []
-    for rows, taps in parts:
+    for rows, found in parts:
         if not whole:
-            shapes = [(count, *tap.shape[1:]) for tap in taps]
-            whole = [torch.from_numpy(room_for(shape, np.float32)) for shape in shapes]
-        for store, tap in zip(whole, taps, strict=True):
-            store[rows] = tap.cpu()
+            whole = [_room(count, one) for one in found]
+        for number, one in enumerate(found):
+            if one.dtype.itemsize > whole[number].dtype.itemsize:
+                whole[number] = _room(count, one).copy_(whole[number])
+            whole[number][rows] = one.cpu()
     return whole
+
+
+def _room(count: int, like: Tensor) -> Tensor:
+    dtype = {torch.float16: np.float16, torch.float32: np.float32}[like.dtype]
+    return torch.from_numpy(room_for((count, *like.shape[1:]), dtype))
 
 
 def take(features: Sequence[Tensor], index: Tensor | slice, device: torch.device) -> list[Tensor]:

@@ -27,6 +27,7 @@ class Sizes:
 
     encoder: Size
     heads: Mapping[str, Size]
+    coarse: Mapping[str, int]  # numbers of one image's map before a head's last step
     grid: tuple[int, int]  # patches
     padded: tuple[int, int]  # pixels
     tokens: int
@@ -51,6 +52,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
         return Sizes(
             encoder=_size(encoder, pixels_BHW3),
             heads={task: _size(head, taps) for task, head in heads.items()},
+            coarse={task: head.coarse(taps).numel() for task, head in heads.items()},
             grid=encoder.geometry.grid,
             padded=encoder.geometry.padded_size,
             tokens=int(taps[0].shape[1]),

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from simo_build.build import build
 from simo_build.cli import build_command
 from simo_build.loading import load_recipe
-from simo_build.plan import Plan, plan
+from simo_build.plan import Plan, memory, plan
+from simo_build.plan.words import size
 from simo_build.progress import Silent
 from simo_build.size import sizes_of
 from simo_runtime.errors import RecipeError
@@ -69,6 +70,7 @@ def test_a_plan_counts_as_the_build_does(place: Path) -> None:
     assert sizes.heads["depth"].parameters == 2 * 2 * 32 + 1
     assert sizes.heads["depth"].macs == 6 * 2 * 2 * 32
     assert (sizes.tokens, sizes.width) == (7, 32)
+    assert sizes.coarse == {"depth": 6, "normals": 3 * 6}
 
 
 def test_stages_of_an_earlier_build_are_kept(place: Path) -> None:
@@ -281,6 +283,26 @@ def test_a_disk_without_room_is_a_fault(place: Path, monkeypatch: pytest.MonkeyP
     assert len(found.faults) == 1
     assert found.faults[0].startswith(tempfile.gettempdir())
     assert "set TMPDIR to a folder with more" in found.faults[0]
+
+
+def test_what_experts_say_takes_room(place: Path) -> None:
+    # 6 images, two views, mirrored; 3 of select; 7 tokens of 32 numbers, 2 taps, 2 tasks
+    step: dict[str, object] = {"step": "distill", "views": 2, "scales": [1, 1.2]}
+    labels = text(planned(place, realign=[{**step, "labels": True, "outputs": 0}]))
+    assert "the experts'" not in labels
+    answers = text(planned(place, realign=[{**step, "by": "teachers"}]))
+    assert f"{size(4 * (2 * 2 * 6 + 3) * (6 + 18))} of the experts' answers" in answers
+    assert "the experts' features" not in answers
+    features = text(planned(place, realign=[{**step, "features": 1}]))
+    assert f"{size(2 * (2 * 2 * 6) * 2 * 2 * 7 * 32)} of the experts' features" in features
+
+
+def test_arrays_lie_in_files_once_those_before_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 100)
+    found = [memory._past_the_limit(every) for every in ([60, 40], [60, 41, 40], [101])]
+    assert found == [0, 41, 101]
 
 
 def test_random_weights_need_nothing(place: Path) -> None:

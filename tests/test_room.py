@@ -11,6 +11,7 @@ import torch
 
 from simo_build import room
 from simo_build.data import Samples, mirrored
+from simo_build.features import collected
 from simo_build.room import room_for
 from simo_runtime.errors import DataError
 
@@ -93,3 +94,17 @@ def test_a_full_disk_is_told_before_anything_is_written(
         DataError, match=r"no room for .* GiB .*No space left on device; set TMPDIR"
     ):
         room_for((2**28,), np.float32)
+
+
+def test_what_is_collected_in_half_precision_is_widened_once_it_must_be(small: Path) -> None:
+    parts = [
+        torch.full((2, 3), 1.5).half(),
+        torch.full((2, 3), 1e6),
+        torch.full((1, 3), 2.5).half(),
+    ]
+    rows = (slice(0, 2), slice(2, 4), slice(4, 6))
+    (whole,) = collected(((at, [part]) for at, part in zip(rows, parts, strict=True)), count=5)
+    assert whole.dtype == torch.float32
+    assert whole[:, 0].tolist() == [1.5, 1.5, 1e6, 1e6, 2.5]
+    (narrow,) = collected([(slice(0, 2), parts[:1])], count=2)
+    assert narrow.dtype == torch.float16

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from simo_build.plan.site import Site
 from simo_build.plan.words import size
@@ -24,7 +24,7 @@ def room(site: Site) -> Iterator[str]:
     every = list(_arrays(site))
     for what in dict.fromkeys(name for name, _ in every):
         yield f"          {size(sum(b for name, b in every if name == what))} of {what}"
-    if large := sum(bytes_ for _, bytes_ in every if bytes_ > LIMIT):
+    if large := _past_the_limit(bytes_ for _, bytes_ in every):
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
         yield f"disk      {size(large)} of that in {folder}, where {size(free)} are free"
@@ -51,14 +51,38 @@ def _arrays(site: Site) -> Iterator[tuple[str, int]]:
     for count in (both * site.counts["realign"] if heads else 0, site.counts["select"]):
         for _ in recipe.encoder.taps:
             yield "features", 4 * count * sizes.tokens * sizes.width
-    taps = len(recipe.encoder.taps) * len(recipe.tasks)
     for step in recipe.realign:
-        if isinstance(step, JointStep):
-            tokens = site.learnt_from(step) * sizes.tokens
-            yield "the experts' features", 2 * taps * tokens * sizes.width
+        if isinstance(step, HeadStep | JointStep):
+            yield from _answers(site, step)
         elif isinstance(step, CalibrateStep):
             tokens = step.images * sizes.tokens
             yield "tokens", 4 * (len(recipe.tasks) + 1) * tokens * sizes.width
+
+
+def _answers(site: Site, step: HeadStep | JointStep) -> Iterator[tuple[str, int]]:
+    """Give what the experts have said of a step's images, and of `select` if they judge."""
+    features = isinstance(step, JointStep) and step.features > 0
+    if not (step.outputs or features):
+        return
+    judged = site.counts["select"] if step.by == "teachers" else 0
+    for count in (site.learnt_from(step), judged):
+        for coarse in site.sizes.coarse.values():
+            yield "the experts' answers", 4 * count * coarse
+            if features:
+                for _ in site.recipe.encoder.taps:
+                    numbers = count * site.sizes.tokens * site.sizes.width
+                    yield "the experts' features", 2 * numbers
+
+
+def _past_the_limit(every: Iterable[int]) -> int:
+    """Count the bytes of arrays that lie in files, as if all were held to the end."""
+    held = filed = 0
+    for bytes_ in every:
+        if held + bytes_ <= LIMIT:
+            held += bytes_
+        else:
+            filed += bytes_
+    return filed
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -10,16 +10,14 @@ R rows and C columns that are compared.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from simo_build.data import Samples
-from simo_build.features import chunks
+from simo_build.features import chunks, collected
 from simo_build.heads import Enlarging, Head, Pixels
 from simo_build.learned.lessons import by_features
 from simo_build.losses import TorchKind
-from simo_build.room import room_for
 from simo_build.steps import Target
 from simo_build.teaching import mean_where
 from simo_build.workshop import Workshop
@@ -115,18 +113,15 @@ def asked(
     """
     work.encoder.load(work.experts[task].encoder, source=f"expert {task}", adapters=True)
     label, progress = f"expert {task}", work.stages.progress
-    coarse: Tensor | None = None
-    kept: list[list[Tensor]] = []
-    for rows, taps in chunks(work.encoder, samples, label=label, progress=progress, bf16=bf16):
-        found = head.coarse(taps).cpu()
-        if coarse is None:
-            coarse = torch.from_numpy(room_for((len(samples), *found.shape[1:]), np.float32))
-        coarse[rows] = found
-        if features:
-            kept.append([halved(tap).cpu() for tap in taps])
-    taps_of_all = [torch.cat(parts) for parts in zip(*kept, strict=True)]
-    assert coarse is not None  # no split is empty
-    return Answers(coarse, head.enlarging), taps_of_all
+    seen = chunks(work.encoder, samples, label=label, progress=progress, bf16=bf16)
+    coarse, *kept = collected(
+        (
+            (rows, [head.coarse(taps), *(halved(tap) for tap in taps if features)])
+            for rows, taps in seen
+        ),
+        count=len(samples),
+    )
+    return Answers(coarse, head.enlarging), kept
 
 
 def halved(tap: Tensor) -> Tensor:
