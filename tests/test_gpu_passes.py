@@ -12,7 +12,7 @@ from simo_bench.gpu import correctness, merged, passes
 from simo_bench.gpu.float32 import exact, tf32
 from simo_bench.gpu.ledger import Ledger
 from simo_bench.gpu.models import Models
-from simo_bench.gpu.passes import agreement, items, spoilt
+from simo_bench.gpu.passes import agreement, cosines, items, spoilt
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -155,3 +155,9 @@ def test_a_process_is_spoilt_by_a_failed_capture_or_when_memory_cannot_be_given_
 
     monkeypatch.setattr(torch.cuda, "empty_cache", fails)
     assert spoilt({"captured": {"joint": True}}, GPU)
+
+
+def test_a_cosine_that_is_no_number_is_none() -> None:
+    bad = torch.tensor([float("nan"), 1.0])
+    assert cosines([bad], [torch.ones(2)]) == [0.0]
+    assert cosines([torch.tensor([1, 2])], [torch.tensor([1, 3])]) == [0.5]

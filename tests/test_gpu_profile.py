@@ -61,3 +61,8 @@ def test_a_profile_says_how_busy_the_device_is_and_what_its_products_reach(
     assert found["products"]["operations"] > 0
     assert found["products"]["share_of_peak"] > 0
     assert found["captured"] is False
+
+
+def test_kernels_are_sorted_by_kind() -> None:
+    found = by_kind({"sm90_gemm_bf16": 3.0, "flash_fwd": 2.0, "vectorized_add": 1.0})
+    assert (found["matrix products"], found["attention"], found["the rest"]) == (3.0, 2.0, 1.0)
